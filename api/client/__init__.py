@@ -1,0 +1,1 @@
+"""The Python client, installed as the import package `batchsight`."""

@@ -1,0 +1,1 @@
+"""How it runs: the embedded stack, containers, manifests, the runbook."""

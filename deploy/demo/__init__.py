@@ -1,0 +1,1 @@
+"""The bundled demo checkpoint and the samples it reads."""

@@ -1,0 +1,1 @@
+"""The embedded stack: real servers from packages, a supervisor, the demo."""

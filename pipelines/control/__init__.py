@@ -1,0 +1,1 @@
+"""What happens beside the path: dispatch, sweep, query, cancel, redrive, schedule, notify, retention."""

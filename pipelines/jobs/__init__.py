@@ -1,0 +1,1 @@
+"""The vocabulary: states, frozen values, outcomes, the retry rule, the exception tree."""

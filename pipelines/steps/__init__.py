@@ -1,0 +1,1 @@
+"""The path of a job, one verb a file: submit, plan, prepare, infer, complete."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: the tables and every statement that matters, named, in one place."""
