@@ -1,8 +1,8 @@
 """Typed settings, read only at the edges (`api.lifespan`, `workers.lifecycle`, `workers.dispatcher`, the command line).
 
 Every field is an environment variable: the name in capitals behind `BATCHSIGHT_`, or, for the addresses that everybody
-knows, the plain name too (`DATABASE_URL`, `REDIS_URL`, `S3_ENDPOINT_URL`, `MODEL`, the usual `AWS_*`). A `.env` file in the
-working directory is read after the environment. README holds the same table; a test keeps both alike.
+knows, the plain name too (`DATABASE_URL`, `REDIS_URL`, `S3_ENDPOINT_URL`, `MODEL`, the usual `AWS_*`). A `.env` file
+in the working directory is read after the environment. README holds the same table; a test keeps both alike.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -31,7 +31,9 @@ class Settings(BaseSettings):
 
     # Addresses
     database_url: str = Field(
-        "postgresql://localhost/batchsight", validation_alias=_alias("DATABASE_URL"), description="PostgreSQL 15 or newer"
+        "postgresql://localhost/batchsight",
+        validation_alias=_alias("DATABASE_URL"),
+        description="PostgreSQL 15 or newer",
     )
     redis_url: str = Field(
         "redis://localhost:6379/0", validation_alias=_alias("REDIS_URL"), description="Redis 6.2 or newer"
@@ -56,16 +58,23 @@ class Settings(BaseSettings):
 
     # The engine
     model: str = Field(
-        "", validation_alias=_alias("MODEL"), description="checkpoint folder (original or native layout), or `http(s)://` of a server"
+        "",
+        validation_alias=_alias("MODEL"),
+        description="checkpoint folder (original or native layout), or `http(s)://` of a server",
     )
     model_name: str = Field("internvl-chat-v1-5", description="the name that results and `/v1/models` show")
     engine: Literal["auto", "local", "remote", "fake"] = Field(
-        "auto", description="auto: remote for a URL in MODEL, else local; fake: deterministic, for tests of the pipeline"
+        "auto",
+        description="auto: remote for a URL in MODEL, else local; fake: deterministic, for tests of the pipeline",
     )
     engine_device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:0,1` …")
-    engine_dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field("auto", description="weights and arithmetic")
+    engine_dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = Field(
+        "auto", description="weights and arithmetic"
+    )
     engine_quantization: Literal["none", "int8", "fp8"] = Field("none", description="of the language model alone")
-    engine_parallel: Literal["auto", "replica", "tensor", "layers"] = Field("auto", description="how several devices are used")
+    engine_parallel: Literal["auto", "replica", "tensor", "layers"] = Field(
+        "auto", description="how several devices are used"
+    )
     engine_slots: int = Field(16, ge=1, le=1024, description="items in flight in one engine worker")
     engine_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: all cores")
     engine_kv_cache_bytes: int = Field(0, ge=0, description="size of the paged KV cache; 0: from free memory")
@@ -75,9 +84,10 @@ class Settings(BaseSettings):
 
     # Sources
     allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="buckets or `bucket/prefix` that tenants may read unless their own list says otherwise; comma separated"
+        (),
+        description="buckets or `bucket/prefix` that tenants without a list of their own may read; comma separated",
     )
-    https_sources: bool = Field(False, description="accept https URLs as media")
+    https_sources: bool = Field(default=False, description="accept https URLs as media")
     scratch_dir: Path = Field(Path("/tmp/batchsight"), description="decoder scratch and the fetch cache")  # noqa: S108 - a default; each deployment names its own
     fetch_cache_bytes: int = Field(20 * GiB, description="bound of the fetch cache on each machine")
 
@@ -94,7 +104,9 @@ class Settings(BaseSettings):
     decode_wall_seconds: float = Field(120, description="wall time of one decoder call")
 
     # Reliability
-    lease_seconds: float = Field(60, gt=0, description="a claimed item belongs to its worker for so long after each heartbeat")
+    lease_seconds: float = Field(
+        60, gt=0, description="a claimed item belongs to its worker for so long after each heartbeat"
+    )
     heartbeat_seconds: float = Field(15, gt=0, description="between heartbeats")
     sweep_seconds: float = Field(5, gt=0, description="between sweeps of the dispatcher")
     leader_lease_seconds: float = Field(5, gt=0, description="the dispatcher's own lease")
@@ -121,3 +133,8 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     otel_endpoint: str | None = Field(None, description="OTLP collector; empty: tracing off")
     health_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics endpoint; 0: off")
+
+    @field_validator("allowed_buckets", mode="before")
+    @classmethod
+    def _split_buckets(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

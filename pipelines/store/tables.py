@@ -1,0 +1,342 @@
+"""The tables, as SQLAlchemy Core describes them. Migrations build them; a test holds both alike, to the last index.
+
+- `items`, `results` and `documents` are range-partitioned by `job_id` (UUIDv7: a range of ids is a range of time), so that
+  retention drops partitions instead of deleting rows. `pipelines.store.partitions` keeps them ahead of time.
+- `items` has fillfactor 80 and only partial indexes beside its key, so that most state changes stay on their page (HOT).
+- A row of `items` is claimable where it is `pending` or `ready`, `enqueued_at` is null and `available_at` has come.
+- Postgres' `now()` is the only clock.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+from pipelines.jobs.states import ItemState, JobState, PlanState
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+PARTITIONED = ("documents", "items", "results")
+"""Tables that are range-partitioned by job_id."""
+
+_NOW = text("now()")
+_EMPTY = text("'{}'::jsonb")
+
+
+def _one_of(column: str, values: type[ItemState | JobState | PlanState]) -> str:
+    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
+
+
+def _timestamp(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=_NOW if now else None)
+
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("weight", Double, nullable=False, server_default=text("1")),
+    Column("allowed_buckets", ARRAY(Text), comment="null: the installation's own list"),
+    Column("max_active_items", BigInteger, nullable=False, server_default=text("2000000")),
+    Column("max_stored_bytes", BigInteger, nullable=False, server_default=text("1099511627776")),
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("requests_per_minute", Integer, comment="null: the installation's own rate"),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("disabled_at"),
+    CheckConstraint("weight > 0", name="weight"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("prefix", Text, nullable=False, unique=True, comment="public part, shown in lists"),
+    Column("digest", LargeBinary, nullable=False, comment="HMAC-SHA256 of the whole key under the server's pepper"),
+    Column("scopes", ARRAY(Text), nullable=False),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("expires_at"),
+    _timestamp("revoked_at"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("parameters", JSONB, nullable=False),
+    Column("source", JSONB, nullable=False),
+    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    Column("priority", SmallInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'queued'")),
+    Column("parent_id", Uuid, comment="the job whose failed items this one runs again"),
+    Column("item_count", BigInteger, nullable=False, server_default=text("0"), comment="items planned; the next seq"),
+    Column("document_count", BigInteger, nullable=False, server_default=text("0"), comment="documents; the next doc"),
+    Column("plan_state", Text, nullable=False, server_default=text("'pending'")),
+    Column("plan_cursor", JSONB, comment="where the listing goes on; null: at its start"),
+    Column("plan_attempt", Integer, nullable=False, server_default=text("0")),
+    Column("plan_losses", SmallInteger, nullable=False, server_default=text("0")),
+    Column("plan_fails", SmallInteger, nullable=False, server_default=text("0")),
+    _timestamp("plan_lease_until"),
+    _timestamp("plan_available_at", nullable=False, now=True),
+    _timestamp("plan_enqueued_at"),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("started_at"),
+    _timestamp("finished_at"),
+    _timestamp("cancel_requested_at"),
+    _timestamp("deadline_at"),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    CheckConstraint(_one_of("state", JobState), name="state"),
+    CheckConstraint(_one_of("plan_state", PlanState), name="plan_state"),
+    CheckConstraint("(plan_state = 'leased') = (plan_lease_until IS NOT NULL)", name="plan_lease"),
+    CheckConstraint(
+        "(state IN ('succeeded', 'partial', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"
+    ),
+    Index("jobs_by_tenant", "tenant_id", "id"),
+    Index(
+        "jobs_active",
+        "id",
+        postgresql_where=text("state IN ('queued', 'planning', 'running')"),
+    ),
+    Index("jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
+    Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+)
+
+documents = Table(
+    "documents",
+    metadata,
+    Column("job_id", Uuid, nullable=False),
+    Column("doc", BigInteger, nullable=False, comment="0, 1, 2 … in the order of the source"),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("name", Text, nullable=False, comment="what the client knows it by: key, file name, manifest id"),
+    Column("media", JSONB, nullable=False, comment="list of {url, version, size}"),
+    Column("overrides", JSONB, nullable=False, server_default=_EMPTY, comment="its own parameters"),
+    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    Column("state", Text, nullable=False, comment="done: its items exist; else it waits to be paged"),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("losses", SmallInteger, nullable=False, server_default=text("0")),
+    Column("fails", SmallInteger, nullable=False, server_default=text("0")),
+    Column("pages", Integer),
+    Column("worker", Text),
+    _timestamp("lease_until"),
+    _timestamp("available_at", nullable=False, now=True),
+    _timestamp("enqueued_at"),
+    PrimaryKeyConstraint("job_id", "doc"),
+    CheckConstraint(_one_of("state", PlanState), name="state"),
+    CheckConstraint("(state = 'leased') = (lease_until IS NOT NULL)", name="lease"),
+    Index(
+        "documents_claimable",
+        "job_id",
+        "doc",
+        postgresql_where=text("state = 'pending' AND enqueued_at IS NULL"),
+    ),
+    Index("documents_enqueued", "enqueued_at", postgresql_where=text("state = 'pending' AND enqueued_at IS NOT NULL")),
+    Index("documents_leased", "lease_until", postgresql_where=text("state = 'leased'")),
+    Index("documents_unplanned", "job_id", postgresql_where=text("state IN ('pending', 'leased')")),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("job_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("doc", BigInteger, nullable=False),
+    Column("page", Integer, comment="0-based page of a document; null where the document is one item"),
+    Column("state", Text, nullable=False, server_default=text("'pending'")),
+    Column("attempt", Integer, nullable=False, server_default=text("0"), comment="fencing token: grows at each claim"),
+    Column("losses", SmallInteger, nullable=False, server_default=text("0"), comment="leases lost; the third fails it"),
+    Column("fails", SmallInteger, nullable=False, server_default=text("0"), comment="counted retries at this stage"),
+    _timestamp("lease_until"),
+    Column("worker", Text),
+    _timestamp("available_at", nullable=False, now=True),
+    _timestamp("enqueued_at"),
+    Column("pack_key", Text),
+    Column("pack_sha256", Text),
+    Column("pack_bytes", BigInteger),
+    Column("tiles", Integer),
+    Column("media_hash", Text),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("prepared_at"),
+    _timestamp("started_at"),
+    _timestamp("finished_at"),
+    PrimaryKeyConstraint("job_id", "seq"),
+    CheckConstraint(_one_of("state", ItemState), name="state"),
+    CheckConstraint("(state IN ('preparing', 'inferring')) = (lease_until IS NOT NULL)", name="lease"),
+    CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
+    CheckConstraint("(state = 'failed') <= (error_code IS NOT NULL)", name="failure_has_a_code"),
+    CheckConstraint("(state IN ('ready', 'inferring', 'succeeded')) <= (pack_key IS NOT NULL)", name="pack"),
+    Index(
+        "items_pending",
+        "job_id",
+        "seq",
+        postgresql_where=text("state = 'pending' AND enqueued_at IS NULL"),
+    ),
+    Index(
+        "items_ready",
+        "job_id",
+        "seq",
+        postgresql_where=text("state = 'ready' AND enqueued_at IS NULL"),
+    ),
+    Index(
+        "items_enqueued",
+        "enqueued_at",
+        postgresql_where=text("state IN ('pending', 'ready') AND enqueued_at IS NOT NULL"),
+    ),
+    Index("items_leased", "lease_until", postgresql_where=text("state IN ('preparing', 'inferring')")),
+    Index(
+        "items_unfinished",
+        "job_id",
+        "state",
+        postgresql_where=text("state IN ('pending', 'preparing', 'ready', 'inferring')"),
+    ),
+    Index("items_failed", "job_id", "error_code", postgresql_where=text("state = 'failed'")),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", Uuid, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("attempt", Integer, nullable=False, comment="the attempt that made it; equals the item's"),
+    Column("text", Text, nullable=False),
+    Column("output", JSONB, nullable=False),
+    Column("flags", ARRAY(Text), nullable=False, server_default=text("'{}'::text[]")),
+    Column("finish_reason", Text, nullable=False),
+    Column("media_hash", Text, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("cached_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+    Column("tiles", Integer, nullable=False),
+    Column("device_seconds", Double, nullable=False),
+    Column("mean_logprob", Double),
+    Column("provenance", JSONB, nullable=False),
+    _timestamp("created_at", nullable=False, now=True),
+    PrimaryKeyConstraint("job_id", "seq"),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+job_progress = Table(
+    "job_progress",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("1"), comment="grows at each change: the ETag"),
+    Column("state", Text, nullable=False),
+    Column("counts", JSONB, nullable=False, server_default=_EMPTY),
+    Column("errors", JSONB, nullable=False, server_default=_EMPTY, comment="failed items by code"),
+    Column("usage", JSONB, nullable=False, server_default=_EMPTY),
+    _timestamp("updated_at", nullable=False, now=True),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", Uuid, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("fingerprint", LargeBinary, nullable=False, comment="SHA-256 of method, path and canonical body"),
+    Column("status", Integer, comment="null while the request is in flight"),
+    Column("response", JSONB),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("expires_at", nullable=False),
+    PrimaryKeyConstraint("tenant_id", "key"),
+    Index("idempotency_keys_expiry", "expires_at"),
+)
+
+packs = Table(
+    "packs",
+    metadata,
+    Column("key", Text, primary_key=True, comment="blob key; holds the tenant and the hash"),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("sha256", Text, nullable=False, comment="of the blob"),
+    Column("size", BigInteger, nullable=False),
+    Column("tiles", Integer, nullable=False),
+    Column("media_hash", Text, nullable=False),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("used_at", nullable=False, now=True),
+    Index("packs_used", "used_at"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("blob_key", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'uploaded'")),
+    _timestamp("created_at", nullable=False, now=True),
+    _timestamp("expires_at"),
+    Index("files_by_tenant", "tenant_id", "id"),
+    Index("files_by_content", "tenant_id", "sha256"),
+    Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    CheckConstraint("status IN ('pending', 'uploaded', 'processed', 'error')", name="status"),
+)
+
+leader = Table(
+    "leader",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column(
+        "epoch",
+        BigInteger,
+        nullable=False,
+        comment="grows at each change of holder; every write of the leader checks it",
+    ),
+    _timestamp("lease_until", nullable=False),
+    _timestamp("contact_at", nullable=False, now=True),
+    _timestamp("losses_from", nullable=False, now=True),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("slots", Integer, nullable=False),
+    Column("engine", JSONB, nullable=False, server_default=_EMPTY),
+    Column("stats", JSONB, nullable=False, server_default=_EMPTY),
+    Column("draining", Boolean, nullable=False, server_default=text("false")),
+    _timestamp("started_at", nullable=False, now=True),
+    _timestamp("seen_at", nullable=False, now=True),
+)
