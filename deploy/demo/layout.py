@@ -26,7 +26,7 @@ class Shape:
     vision_heads: int = 3
     vision_ffn: int = 768
     text_hidden: int = 192
-    text_layers: int = 5
+    text_layers: int = 6
     text_heads: int = 4
     text_kv_heads: int = 2
     text_ffn: int = 512

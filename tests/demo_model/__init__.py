@@ -1,0 +1,1 @@
+"""Trains the bundled demo checkpoint from nothing; never ships."""

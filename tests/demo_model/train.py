@@ -1,0 +1,128 @@
+"""The training loop of both stages, over data-parallel ranks that share the gradient through gloo."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+import torch
+from torch import distributed
+
+from tests.demo_model.heads import Stats
+from tests.demo_model.run import Plan, Progress, Run
+from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
+
+Step = Callable[[Run, random.Random, float, float], Stats]
+
+
+class Ledger:
+    """Means of what the steps measured since the last line, written as JSON lines and printed."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self._run, self._stage = run, stage
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, stats: Stats) -> None:
+        """Count one step's figures."""
+        for name, value in stats.items():
+            self._sums[name] += value
+            self._counts[name] += 1
+
+    def line(self, progress: Progress, rate: float) -> None:
+        """Write the means and start afresh."""
+        means = {name: round(total / self._counts[name], 4) for name, total in sorted(self._sums.items())}
+        entry = {
+            "stage": self._stage,
+            "step": progress.step,
+            "samples": progress.samples,
+            "seconds": round(progress.seconds),
+            "difficulty": round(progress.difficulty, 2),
+            "rate": round(rate, 4),
+            **means,
+        }
+        with self._run.path("log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entry) + "\n")
+        print(json.dumps(entry), flush=True)
+        self._sums.clear()
+        self._counts.clear()
+
+
+def _agree(run: Run, *values: float) -> list[float]:
+    """Return rank 0's values on every rank."""
+    shared = torch.tensor(values, dtype=torch.float64)
+    if distributed.is_initialized():
+        distributed.broadcast(shared, 0)
+    return [float(value) for value in shared]
+
+
+def _ramp(progress: Progress, recent: list[float], threshold: float) -> None:
+    """Raise the difficulty a little when the last steps read well enough."""
+    if len(recent) >= 15:
+        if sum(recent) / len(recent) > threshold:
+            progress.difficulty = min(1.0, progress.difficulty + 0.02)
+        recent.clear()
+
+
+def _vision_rate(done: float) -> float:
+    """Hold, then fall to four tenths: the joint stage goes on from there."""
+    return 1.0 if done < 0.7 else 1.0 - 0.6 * (done - 0.7) / 0.3
+
+
+def train_vision(run: Run) -> None:
+    """Run stage one to its end, from its last save if there is one."""
+    plan, progress = run.plan, Progress()
+    stored = run.load("vision.pt")
+    if stored:
+        progress, state = stored
+        run.vision.restore(state["vision"])
+    ledger, recent = Ledger(run, "vision"), list[float]()
+    last = saved = time.monotonic()
+    started = progress.step
+    while progress.seconds < plan.vision_minutes * 60:
+        torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
+        draw = random.Random(f"{plan.seed} vision {run.rank} {progress.step}")
+        stats = vision_step(run, draw, difficulty=progress.difficulty)
+        rate = _vision_rate(progress.seconds / (plan.vision_minutes * 60))
+        rate *= min(1.0, (progress.step - started + 1) / 30)
+        stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        ledger.add(stats)
+        recent.append(stats["patch"])
+        _ramp(progress, recent, 0.9)
+        now = time.monotonic()
+        progress.step += 1
+        progress.samples += (PAGES + SCENES) * plan.ranks
+        progress.seconds, progress.difficulty = _agree(run, progress.seconds + now - last, progress.difficulty)
+        last = now
+        if run.rank == 0 and progress.step % 100 == 0:
+            ledger.line(progress, rate)
+        if now - saved > plan.save_seconds:
+            run.save("vision.pt", progress, {"vision": run.vision.state()})
+            saved = now
+    run.save("vision.pt", progress, {"vision": run.vision.state()})
+
+
+def _rank(rank: int, plan: Plan, port: int) -> None:
+    torch.set_num_threads(1)
+    if plan.ranks > 1:
+        distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=plan.ranks)
+    run = Run(plan, rank=rank)
+    train_vision(run)
+    if plan.ranks > 1:
+        distributed.destroy_process_group()
+
+
+def train(plan: Plan) -> None:
+    """Train from nothing, or go on, with one process a rank."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if plan.ranks == 1:
+        _rank(0, plan, port)
+    else:
+        torch.multiprocessing.spawn(_rank, (plan, port), nprocs=plan.ranks)
