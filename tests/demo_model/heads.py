@@ -24,6 +24,17 @@ class VisionHeads(nn.Module):
         self.token_place = nn.Linear(shape.text_hidden, 2)
 
 
+class ClipHeads(nn.Module):
+    """Linear readers of the decoder's middle states: what moves, which way, what has just come."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.moving = nn.Linear(shape.text_hidden, 2)  # of a thing's token: does it move
+        self.thing = nn.Linear(shape.text_hidden, THING_CLASSES)  # of a frame's end: the thing that matters
+        self.way = nn.Linear(shape.text_hidden, 4)
+        self.arrival = nn.Linear(shape.text_hidden, 2)
+
+
 def _read(head: nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Cross-entropy over the labelled states and a fifth of the empty ones; and accuracy on labels above 0."""
     kept = (labels > 0).any(-1) | (torch.rand(labels.shape[:-1], device=labels.device) < 0.2)

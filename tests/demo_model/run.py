@@ -11,7 +11,7 @@ import torch
 from transformers import InternVLForConditionalGeneration
 
 from deploy.demo.layout import Shape
-from tests.demo_model.heads import VisionHeads
+from tests.demo_model.heads import ClipHeads, VisionHeads
 from tests.demo_model.network import new_network
 from tests.demo_model.optimise import Optimiser, split
 
@@ -30,6 +30,7 @@ class Plan:
     ranks: int = 2
     vision_minutes: float = 40.0
     joint_minutes: float = 75.0
+    joint_difficulty: float = 0.9
     adam_rate: float = 1e-3
     muon_rate: float = 0.013
     save_seconds: float = 60.0
@@ -47,7 +48,7 @@ class Progress:
 
 
 class Run:
-    """The vision part of a run; `tests.demo_model.joint_stage` adds the decoder's."""
+    """What one rank trains: the vision side in both stages, the text side in the joint stage."""
 
     def __init__(self, plan: Plan, *, rank: int) -> None:
         self.plan = plan
@@ -60,6 +61,10 @@ class Run:
         matrices, others = split(tower)
         others += [*self.network.model.multi_modal_projector.parameters(), *self.heads.parameters()]
         self.vision = Optimiser(matrices, others)
+        self.clip_heads = ClipHeads(self.shape).to(self.device)
+        matrices, others = split(self.network.model.language_model)
+        others += [*self.network.lm_head.parameters(), *self.clip_heads.parameters()]
+        self.text = Optimiser(matrices, others)
 
     def path(self, name: str) -> Path:
         """Return a file of the run's folder."""

@@ -7,16 +7,17 @@ import random
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 from torch import distributed
 
 from tests.demo_model.heads import Stats
+from tests.demo_model.joint_stage import SIZES, joint_step, task_of
 from tests.demo_model.run import Plan, Progress, Run
 from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
 
-Step = Callable[[Run, random.Random, float, float], Stats]
+VISION_THRESHOLD, JOINT_THRESHOLD = 0.7, 0.88  # accuracy a patch at which pages get harder
+JOINT_HOLD = 0.5  # share of the joint stage at the full rate
 
 
 class Ledger:
@@ -92,7 +93,7 @@ def train_vision(run: Run) -> None:
         stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
         ledger.add(stats)
         recent.append(stats["patch"])
-        _ramp(progress, recent, 0.9)
+        _ramp(progress, recent, VISION_THRESHOLD)
         now = time.monotonic()
         progress.step += 1
         progress.samples += (PAGES + SCENES) * plan.ranks
@@ -106,12 +107,59 @@ def train_vision(run: Run) -> None:
     run.save("vision.pt", progress, {"vision": run.vision.state()})
 
 
+def _joint_rate(step: int, done: float) -> float:
+    """Warm up, hold, then fall to zero over the last half: much of the gain comes there."""
+    return min(1.0, (step + 1) / 100) * (1.0 if done < JOINT_HOLD else (1.0 - done) / (1.0 - JOINT_HOLD))
+
+
+def train_joint(run: Run) -> None:
+    """Run stage two to its end, from its last save, or from the end of stage one."""
+    plan, progress = run.plan, Progress()
+    stored, first = run.load("joint.pt"), run.load("vision.pt")
+    if stored:
+        progress, state = stored
+        run.vision.restore(state["vision"])
+        run.text.restore(state["text"])
+    elif first:
+        progress.difficulty = first[0].difficulty
+        run.vision.restore(first[1]["vision"])
+    ledger, recent = Ledger(run, "joint"), list[float]()
+    last = saved = time.monotonic()
+    while progress.seconds < plan.joint_minutes * 60:
+        torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
+        done = progress.seconds / (plan.joint_minutes * 60)
+        task, frames = task_of(random.Random(f"{plan.seed} task {progress.step}"), done)
+        draw = random.Random(f"{plan.seed} joint {run.rank} {progress.step}")
+        stats = joint_step(run, draw, task, frames, difficulty=progress.difficulty)
+        rate = _joint_rate(progress.step, done)
+        if task != "clip":  # clips train the decoder alone
+            run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        stats["norm"] = run.text.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        if "patch" in stats:
+            recent.append(stats.pop("patch"))
+        ledger.add(stats)
+        if progress.difficulty < plan.joint_difficulty:
+            _ramp(progress, recent, JOINT_THRESHOLD)
+        now = time.monotonic()
+        progress.step += 1
+        progress.samples += plan.ranks * SIZES.get(task, 1)
+        progress.seconds, progress.difficulty = _agree(run, progress.seconds + now - last, progress.difficulty)
+        last = now
+        if run.rank == 0 and progress.step % 100 == 0:
+            ledger.line(progress, rate)
+        if now - saved > plan.save_seconds:
+            run.save("joint.pt", progress, {"vision": run.vision.state(), "text": run.text.state()})
+            saved = now
+    run.save("joint.pt", progress, {"vision": run.vision.state(), "text": run.text.state()})
+
+
 def _rank(rank: int, plan: Plan, port: int) -> None:
     torch.set_num_threads(1)
     if plan.ranks > 1:
         distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=plan.ranks)
     run = Run(plan, rank=rank)
     train_vision(run)
+    train_joint(run)
     if plan.ranks > 1:
         distributed.destroy_process_group()
 

@@ -1,0 +1,160 @@
+"""Stage two: vision and decoder together, on lines, pages of several tiles, scenes and clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812  the usual name
+
+from tests.demo_model.chats import Batch, collate
+from tests.demo_model.decoder import Reading, read
+from tests.demo_model.heads import Stats, character_loss, thing_loss
+from tests.demo_model.joint_data import ClipItem, SceneItem, TextItem, clip_item, scene_item, text_item
+from tests.demo_model.labels import by_token
+from tests.demo_model.network import project, see
+from tests.demo_model.pages import PageKind
+from tests.demo_model.run import Run
+from tests.demo_model.vision_stage import scene_arrays
+
+# Shares of the tasks in the first quarter, up to three fifths, and to the end of the stage.
+MIXES: tuple[tuple[float, dict[str, float]], ...] = (
+    (0.25, {"line": 0.16, "few": 0.26, "page": 0.28, "doc2": 0.04, "scene": 0.13, "clip": 0.13}),
+    (0.6, {"line": 0.1, "few": 0.12, "page": 0.24, "doc2": 0.15, "doc4": 0.1, "scene": 0.14, "clip": 0.15}),
+    (
+        1.0,
+        {
+            "line": 0.1,
+            "few": 0.1,
+            "page": 0.24,
+            "doc2": 0.14,
+            "doc4": 0.12,
+            "doc6": 0.06,
+            "scene": 0.11,
+            "clip": 0.13,
+        },
+    ),
+)
+SIZES = {"line": 10, "few": 9, "page": 8, "doc2": 4, "doc4": 2, "doc6": 1, "scene": 12}
+FRAMES = ((8, 0.6), (4, 0.16), (12, 0.08), (16, 0.12), (32, 0.04))
+FRAMES_A_STEP = 24
+TO_VISION = 0.2  # share of the text's gradient that reaches the vision tower
+PULL, DENSE = 0.5, 0.5
+
+
+def task_of(draw: random.Random, done: float) -> tuple[str, int]:
+    """Return the step's task and, for clips, the number of frames; the same on every rank."""
+    mix = next(mix for end, mix in MIXES if done <= end)
+    task = draw.choices(list(mix), list(mix.values()))[0]
+    frames = draw.choices([n for n, _ in FRAMES], [share for _, share in FRAMES])[0]
+    return task, frames if task == "clip" else 0
+
+
+def _page_kind(draw: random.Random, task: str) -> PageKind:
+    plain = 0.62
+    if task == "line":
+        return PageKind(lines=1, most=40, plain=plain)
+    if task == "few":
+        return PageKind(lines=draw.randint(2, 5), most=120, plain=plain)
+    if task == "page":
+        return PageKind(most=280, plain=plain)
+    if task == "doc2":
+        columns, rows = draw.choice(((2, 1), (1, 2)))
+        lines = draw.choice((None, draw.randint(2, 9)))
+        return PageKind(columns=columns, rows=rows, lines=lines, most=300, plain=plain)
+    if task == "doc4":
+        return PageKind(columns=2, rows=2, lines=draw.choice((None, draw.randint(3, 14))), most=380, plain=plain)
+    return PageKind(columns=2, rows=3, lines=draw.choice((None, draw.randint(6, 20))), most=440, plain=plain)
+
+
+def _see(run: Run, items: list[TextItem] | list[SceneItem]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return patch features, tokens for the dense heads, and tokens for the decoder with damped gradient."""
+    tiles = torch.from_numpy(np.concatenate([item.tiles for item in items])).to(run.device)
+    features = see(run.network, tiles, run.shape)
+    tokens = project(run.network, features)
+    return features, tokens, tokens * TO_VISION + tokens.detach() * (1 - TO_VISION)
+
+
+def _batch(run: Run, items: list[TextItem] | list[SceneItem] | list[ClipItem]) -> Batch:
+    batch = collate([item.sample for item in items])
+    return Batch(**{f.name: getattr(batch, f.name).to(run.device) for f in dataclasses.fields(batch)})
+
+
+def _stats(task: str, reading: Reading, more: Stats) -> Stats:
+    figures = {"ce": float(reading.loss.detach()), "right": reading.right, "pull": reading.pulled, **more}
+    return {f"{task}.{name}": value for name, value in figures.items()}
+
+
+def _text_step(run: Run, draw: random.Random, task: str, difficulty: float) -> Stats:
+    items = [
+        text_item(draw, _page_kind(draw, task), difficulty=difficulty, shape=run.shape) for _ in range(SIZES[task])
+    ]
+    features, tokens, damped = _see(run, items)
+    reading = read(run.network, damped, _batch(run, items), run.shape)
+    labelled, at = [], 0
+    for item in items:
+        labelled += range(at, at + len(item.labels))
+        at += len(item.tiles)
+    labels = np.concatenate([item.labels for item in items])
+    dense, more = character_loss(
+        run.heads,
+        features[labelled],
+        tokens[labelled],
+        torch.from_numpy(labels).to(run.device),
+        torch.from_numpy(by_token(labels)).to(run.device),
+    )
+    (reading.loss + PULL * reading.pull + DENSE * dense).backward()
+    return {**_stats(task, reading, more), "patch": more["patch"]}
+
+
+def _scene_step(run: Run, draw: random.Random) -> Stats:
+    items = [scene_item(draw, run.shape) for _ in range(SIZES["scene"])]
+    features, tokens, damped = _see(run, items)
+    reading = read(run.network, damped, _batch(run, items), run.shape)
+    arrays = (part.to(run.device) for part in scene_arrays([item.scene for item in items]))
+    dense, more = thing_loss(run.heads, features, tokens, *arrays)
+    (reading.loss + PULL * reading.pull + DENSE * dense).backward()
+    return _stats("scene", reading, more)
+
+
+def _labelled(head: torch.nn.Linear, states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
+    logits = head(states).float()
+    right = float((logits.argmax(-1) == wanted)[wanted >= 0].float().mean()) if (wanted >= 0).any() else 0.0
+    return F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum") / max(1, int((wanted >= 0).sum())), right
+
+
+def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
+    """Train the decoder alone: the tower learns things from single scenes, at a fraction of the cost."""
+    count = max(1, FRAMES_A_STEP // frames)
+    items = [clip_item(draw, frames=frames, shape=run.shape) for _ in range(count)]
+    tiles = torch.from_numpy(np.concatenate([item.tiles for item in items])).to(run.device)
+    with torch.no_grad():
+        tokens = project(run.network, see(run.network, tiles, run.shape))
+    reading = read(run.network, tokens, _batch(run, items), run.shape, keep=(1, 3))
+    loss = reading.loss + PULL * reading.pull
+    more: Stats = {}
+    places = torch.tensor([(n, *place) for n, item in enumerate(items) for place in item.moving])
+    if len(places):
+        places = places.to(run.device)
+        middle = reading.states[1][places[:, 0], places[:, 1]]
+        part, more["moving"] = _labelled(run.clip_heads.moving, middle, places[:, 2])
+        loss = loss + DENSE * part
+    ends = torch.tensor([(n, *end) for n, item in enumerate(items) for end in item.ends]).to(run.device)
+    late = reading.states[3][ends[:, 0], ends[:, 1]]
+    heads = run.clip_heads
+    for name, head, column in (("thing", heads.thing, 2), ("way", heads.way, 3), ("arrival", heads.arrival, 4)):
+        part, more[name] = _labelled(head, late, ends[:, column])
+        loss = loss + DENSE * part
+    loss.backward()
+    return _stats("clip", reading, more)
+
+
+def joint_step(run: Run, draw: random.Random, task: str, frames: int, *, difficulty: float) -> Stats:
+    """Draw a batch of one task, add its gradients, and return what was measured."""
+    if task == "scene":
+        return _scene_step(run, draw)
+    if task == "clip":
+        return _clip_step(run, draw, frames)
+    return _text_step(run, draw, task, difficulty)
