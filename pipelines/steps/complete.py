@@ -62,10 +62,10 @@ def complete(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[bool]:
-    """Write `entries`; for each, True if it stands (now or by an ambiguous commit before), False for a zombie.
+    """Write `entries`; for each, True where it stands (also by an ambiguous commit before), False for a zombie.
 
-    Raises `StoreUnavailable` when the database stays away longer than the policy allows: the leases then expire, and the
-    work is done again by somebody else.
+    Raises `StoreUnavailable` when the database stays away longer than the policy allows: the leases then expire, and
+    the work is done again by somebody else.
     """
     until = clock() + policy.give_up_after
     pause = policy.first_pause
