@@ -1,1 +1,1 @@
-"""The model: checkpoint, tokenizer, prompt, scheduler, paged cache, runner, and the remote engine. The only room with torch."""
+"""The model: checkpoint, tokenizer, prompt, scheduler, paged cache, runner, remote engine. The only room with torch."""

@@ -1,17 +1,17 @@
 """What the engine may refuse, under `pipelines.jobs.errors.EngineError`. Free of torch.
 
-    EngineError
-    ├── BadRequest            the request contradicts itself (images against tiles, ids out of range)   (permanent)
-    ├── EmptyPrompt           neither text nor pixels                                                  (permanent)
-    ├── PromptTooLong         more tokens than the context, or than the cache can ever hold            (permanent)
-    ├── UnknownOption         a generation option that does not exist                                  (permanent)
-    ├── NonFiniteLogits       the model computed NaN or infinity for this request                      (permanent)
-    ├── RequestCancelled      the caller cancelled, or vanished                                        (permanent)
-    ├── EngineOutOfMemory     the device ran out of memory on this request                             (resource)
-    ├── EngineStopped         the engine shuts down or died; the request was not answered              (transient)
-    ├── RemoteRefused         the remote server refused the request (4xx)                              (permanent)
-    ├── RemoteUnavailable     the remote server failed, timed out or asked to wait                     (transient)
-    └── CheckpointError       the checkpoint cannot be loaded as it is                                 (permanent)
+EngineError
+├── BadRequest            the request contradicts itself (images against tiles, ids out of range)   (permanent)
+├── EmptyPrompt           neither text nor pixels                                                  (permanent)
+├── PromptTooLong         more tokens than the context, or than the cache can ever hold            (permanent)
+├── UnknownOption         a generation option that does not exist                                  (permanent)
+├── NonFiniteLogits       the model computed NaN or infinity for this request                      (permanent)
+├── RequestCancelled      the caller cancelled, or vanished                                        (permanent)
+├── EngineOutOfMemory     the device ran out of memory on this request                             (resource)
+├── EngineStopped         the engine shuts down or died; the request was not answered              (transient)
+├── RemoteRefused         the remote server refused the request (4xx)                              (permanent)
+├── RemoteUnavailable     the remote server failed, timed out or asked to wait                     (transient)
+└── CheckpointError       the checkpoint cannot be loaded as it is                                 (permanent)
 """
 
 from __future__ import annotations

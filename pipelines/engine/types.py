@@ -1,4 +1,4 @@
-"""The engine's port: what goes in, what comes out, and the `Engine` protocol. Free of torch, so that every room may import it.
+"""The engine's port: what goes in, what comes out, and the `Engine` protocol. Free of torch: every room may import it.
 
 An engine is shared by threads: `submit` never blocks on the model and answers with a `Handle`, whose future ends in a
 `Completion` or in an `EngineError`. The same protocol is met by the local engine (`service.py`), the remote one
@@ -202,7 +202,7 @@ class Engine(Protocol):
         """A consistent snapshot."""
 
     def healthy(self) -> bool:
-        """False once the engine cannot make progress (stalled, sticky device error, closed): its process should exit."""
+        """False once it cannot make progress (stalled, sticky device error, closed): its process should exit."""
 
     def close(self, *, timeout: float = 30.0) -> None:
         """Stop: unanswered requests end in `EngineStopped`. Repeatable."""

@@ -1,0 +1,135 @@
+"""Carries out a plan: packs the rows, runs the model, samples, and gives back a ticket to read later.
+
+What a decoding sequence sampled last stays on the device, in its slot, so that the next step can be launched before the
+host has read it: in the steady state the host never waits for the step it has just launched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipelines.engine.attention import Backend, PagedCache, PagedStep
+from pipelines.engine.config import ModelConfig
+from pipelines.engine.plan import StepPlan
+from pipelines.engine.sampling import sample
+from pipelines.engine.vision import VisionRunner
+
+
+@dataclass(kw_only=True)
+class Ticket:
+    """A launched step: int64 tokens and float32 log-probabilities on their way to the host."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    event: torch.cuda.Event | None
+
+    def read(self) -> tuple[list[int], list[float]]:
+        """Wait for the step and return its tokens and log-probabilities, in the order of the plan's samples."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.tokens.tolist(), self.logprobs.tolist()
+
+
+class Runner:
+    """The model, its cache pages and its slots on one device. One thread only."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: ModelConfig,
+        *,
+        backend: Backend,
+        device: torch.device,
+        dtype: torch.dtype,
+        pages: int,
+        page_size: int,
+        slots: int,
+    ) -> None:
+        self.config = config
+        self.device = device
+        self._model = model
+        self._text = model.model.language_model
+        self._backend = backend
+        shape = (pages + 1, page_size, config.text.kv_heads, config.text.head_dim)
+        self._layers = [
+            PagedCache(
+                keys=torch.zeros(shape, dtype=dtype, device=device),
+                values=torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(config.text.layers)
+        ]
+        self._last = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._seen = torch.zeros(slots, config.text.vocabulary, dtype=torch.bool, device=device)
+        self.vision = VisionRunner(
+            model, device=device, dtype=dtype, tokens=config.tokens_per_tile, hidden=config.text.hidden
+        )
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention back end."""
+        return self._backend.name
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> Ticket:
+        """Start a step. On a CPU it is complete on return."""
+        self.vision.drop(plan.drop)
+        if plan.scrub:
+            pages = torch.tensor(plan.scrub, device=self.device)
+            for layer in self._layers:
+                layer.keys[pages] = 0
+                layer.values[pages] = 0
+        self.vision.launch(plan.encode)
+        for slot, generated in plan.reset:
+            self._seen[slot] = False
+            self._seen[slot, torch.tensor([self.config.bos, *generated]).to(self.device)] = True
+        if not plan.rows:
+            empty = torch.empty(0)
+            return Ticket(tokens=empty.long(), logprobs=empty, event=None)
+        hidden = self._forward(plan)
+        return self._sample(plan, hidden)
+
+    def _forward(self, plan: StepPlan) -> torch.Tensor:
+        """Return the last hidden states of the sampled rows, `[samples, hidden]`."""
+        tokens = self._to_device(plan.tokens)
+        if plan.decodes:
+            tokens[: plan.decodes] = self._last.index_select(0, self._to_device(plan.decode_slots))
+        rows = self._text.embed_tokens(tokens)
+        self.vision.fill(rows, plan.visual)
+        step = PagedStep(
+            backend=self._backend,
+            state=self._backend.prepare(plan, self.device),
+            write=self._to_device(plan.write),
+            layers=self._layers,
+        )
+        output = self._text(
+            inputs_embeds=rows[None], position_ids=self._to_device(plan.positions)[None], use_cache=False, paged=step
+        ).last_hidden_state[0]
+        if len(plan.sample) == plan.rows:
+            return output  # type: ignore[no-any-return]
+        return output.index_select(0, self._to_device(plan.sample))  # type: ignore[no-any-return]
+
+    def _sample(self, plan: StepPlan, hidden: torch.Tensor) -> Ticket:
+        if not len(plan.sample):
+            empty = torch.empty(0)
+            return Ticket(tokens=empty.long(), logprobs=empty, event=None)
+        logits = self._model.lm_head(hidden)
+        slots = self._to_device(plan.sample_slots)
+        penalised = any(row.penalty != 1.0 for row in plan.sampling)
+        seen = self._seen.index_select(0, slots) if penalised else None
+        tokens, logprobs = sample(logits, plan.sampling, seen)
+        self._last.index_copy_(0, slots, tokens)
+        if penalised:
+            self._seen[slots, tokens] = True
+        if self.device.type == "cpu":
+            return Ticket(tokens=tokens, logprobs=logprobs, event=None)
+        host = tokens.to("cpu", non_blocking=True), logprobs.to("cpu", non_blocking=True)
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return Ticket(tokens=host[0], logprobs=host[1], event=event)
+
+    def _to_device(self, values: Any) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.clone() if self.device.type == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
