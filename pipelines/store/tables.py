@@ -2,8 +2,14 @@
 
 - `items`, `results` and `documents` are range-partitioned by `job_id` (UUIDv7: a range of ids is a range of time), so that
   retention drops partitions instead of deleting rows. `pipelines.store.partitions` keeps them ahead of time.
-- `items` has fillfactor 80 and only partial indexes beside its key, so that most state changes stay on their page (HOT).
+- Every unfinished item stands in exactly one partial index (`pending`, `ready`, `enqueued`, `leased`), so a change of state
+  costs one index entry beside the key, and every pick, sweep and count reads only rows it wants. No index holds
+  `lease_until`: a heartbeat stays on its page (HOT, with the partitions' fillfactor of 80) and the sweep reads the few
+  leased rows. `documents` does the same.
 - A row of `items` is claimable where it is `pending` or `ready`, `enqueued_at` is null and `available_at` has come.
+- `job_deltas` is append-only: each statement that ends items adds one row a job, and the leader folds (deletes and adds up)
+  them into `job_progress`. No counter row is contended, and a snapshot costs what happened since the last one, not what
+  the job holds.
 - Postgres' `now()` is the only clock.
 """
 
@@ -125,6 +131,8 @@ jobs = Table(
     Index("jobs_by_tenant", "tenant_id", "id"),
     Index(
         "jobs_active",
+        "tenant_id",
+        "priority",
         "id",
         postgresql_where=text("state IN ('queued', 'planning', 'running')"),
     ),
@@ -160,9 +168,13 @@ documents = Table(
         "doc",
         postgresql_where=text("state = 'pending' AND enqueued_at IS NULL"),
     ),
-    Index("documents_enqueued", "enqueued_at", postgresql_where=text("state = 'pending' AND enqueued_at IS NOT NULL")),
-    Index("documents_leased", "lease_until", postgresql_where=text("state = 'leased'")),
-    Index("documents_unplanned", "job_id", postgresql_where=text("state IN ('pending', 'leased')")),
+    Index(
+        "documents_enqueued",
+        "job_id",
+        "doc",
+        postgresql_where=text("state = 'pending' AND enqueued_at IS NOT NULL"),
+    ),
+    Index("documents_leased", "job_id", "doc", postgresql_where=text("state = 'leased'")),
     postgresql_partition_by="RANGE (job_id)",
 )
 
@@ -213,17 +225,19 @@ items = Table(
     ),
     Index(
         "items_enqueued",
-        "enqueued_at",
+        "job_id",
+        "seq",
         postgresql_where=text("state IN ('pending', 'ready') AND enqueued_at IS NOT NULL"),
     ),
-    Index("items_leased", "lease_until", postgresql_where=text("state IN ('preparing', 'inferring')")),
+    Index("items_leased", "job_id", "seq", postgresql_where=text("state IN ('preparing', 'inferring')")),
     Index(
-        "items_unfinished",
+        "items_unsuccessful",
         "job_id",
         "state",
-        postgresql_where=text("state IN ('pending', 'preparing', 'ready', 'inferring')"),
+        "error_code",
+        "seq",
+        postgresql_where=text("state IN ('failed', 'cancelled')"),
     ),
-    Index("items_failed", "job_id", "error_code", postgresql_where=text("state = 'failed'")),
     postgresql_partition_by="RANGE (job_id)",
 )
 
@@ -249,6 +263,23 @@ results = Table(
     _timestamp("created_at", nullable=False, now=True),
     PrimaryKeyConstraint("job_id", "seq"),
     postgresql_partition_by="RANGE (job_id)",
+)
+
+job_deltas = Table(
+    "job_deltas",
+    metadata,
+    Column("job_id", Uuid, nullable=False),
+    Column("succeeded", Integer, nullable=False, server_default=text("0")),
+    Column("failed", Integer, nullable=False, server_default=text("0")),
+    Column("cancelled", Integer, nullable=False, server_default=text("0")),
+    Column("errors", JSONB, nullable=False, server_default=_EMPTY, comment="failed items by code"),
+    Column("prompt_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("cached_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("completion_tokens", BigInteger, nullable=False, server_default=text("0")),
+    Column("tiles", BigInteger, nullable=False, server_default=text("0")),
+    Column("device_seconds", Double, nullable=False, server_default=text("0")),
+    # Rows live for a second at most: the leader deletes what it folds, so the table is vacuumed by count, not by share.
+    postgresql_with={"autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 2000},
 )
 
 job_progress = Table(
