@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import av
+import numpy as np
 
 from deploy.demo.documents import TILE, Colour
 from deploy.demo.scenes import COLOURS, SHAPES, SIZES, Thing, draw_things, ground_of, ink_of
@@ -63,7 +64,7 @@ def _moving(draw: random.Random, kind: str, count: int) -> Clip:
         if not (low <= path[-1].x <= high and low <= path[-1].y <= high):
             continue
         if kind in {"way", "caption"} and draw.random() < 0.5:
-            frames = tuple((thing,) for thing in path)
+            frames: tuple[tuple[Thing, ...], ...] = tuple((thing,) for thing in path)
             break
         still = _thing(draw, other_shape, other_colour)
         if all(_apart(still, thing) for thing in path):
@@ -128,7 +129,7 @@ def write_mp4(clip: Clip, path: Path) -> None:
         # One thread and a fixed quality: the same file on every machine with the same encoder.
         stream.options = {"crf": "12", "preset": "veryfast", "threads": "1"}
         for things in clip.frames:
-            frame = av.VideoFrame.from_image(draw_things(things, clip.ground))
+            frame = av.VideoFrame.from_ndarray(np.asarray(draw_things(things, clip.ground)), format="rgb24")
             for _ in range(REPEATS):
                 container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -47,7 +47,7 @@ def random_tensors(shape: Shape, *, seed: int, dtype: str) -> dict[str, np.ndarr
 def _write_shards(folder: Path, tensors: dict[str, np.ndarray[Any, Any]], count: int) -> None:
     names = list(tensors)
     size = -(-len(names) // count)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(count):
         file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         part = names[number * size : (number + 1) * size]

@@ -1,33 +1,88 @@
-"""`python -m tests.demo_model train`: makes the bundled demo checkpoint from nothing."""
+"""Makes the bundled demo checkpoint from nothing.
+
+python -m tests.demo_model train                     hours on two cores; resumes where it was stopped
+python -m tests.demo_model export CHECKPOINT          writes the last save in the original layout
+python -m tests.demo_model evaluate CHECKPOINT        scores a checkpoint on held-out renders
+"""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
 
+import torch
+
+from tests.demo_model.evaluate import Score, evaluate
+from tests.demo_model.export import trained_weights, write_checkpoint
 from tests.demo_model.run import Plan, default_folder
 from tests.demo_model.train import train
 
 
-def main() -> None:
-    """Read the command line and train."""
-    parser = argparse.ArgumentParser(prog="python -m tests.demo_model", description=__doc__)
-    parser.add_argument("command", choices=["train"])
-    parser.add_argument("--folder", type=Path, default=default_folder())
-    parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--ranks", type=int, default=Plan.ranks)
-    parser.add_argument("--vision-minutes", type=float, default=Plan.vision_minutes)
-    parser.add_argument("--joint-minutes", type=float, default=Plan.joint_minutes)
-    found = parser.parse_args()
-    train(
-        Plan(
-            folder=found.folder,
-            seed=found.seed,
-            ranks=found.ranks,
-            vision_minutes=found.vision_minutes,
-            joint_minutes=found.joint_minutes,
-        )
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.demo_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--folder", type=Path, default=default_folder(), help="where the run's saves are")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train")
+    training.add_argument("--seed", type=int, default=Plan.seed)
+    training.add_argument("--ranks", type=int, default=Plan.ranks, help="processes that share each step (CPU)")
+    training.add_argument("--vision-minutes", type=float, default=Plan.vision_minutes)
+    training.add_argument("--joint-minutes", type=float, default=Plan.joint_minutes)
+    training.add_argument("--vision-difficulty", type=float, default=Plan.vision_difficulty)
+    training.add_argument("--joint-difficulty", type=float, default=Plan.joint_difficulty)
+    exporting = commands.add_parser("export")
+    exporting.add_argument("checkpoint", type=Path)
+    exporting.add_argument("--note", default="Trained on synthetic text, shapes and clips only.")
+    scoring = commands.add_parser("evaluate")
+    scoring.add_argument("checkpoint", type=Path)
+    scoring.add_argument("--count", type=int, default=24, help="questions in each set")
+    scoring.add_argument("--only", default="", help="only sets whose name contains this")
+    scoring.add_argument("--json", type=Path, help="also write the scores here")
+    return parser
+
+
+def _evaluate(found: argparse.Namespace) -> None:
+    scores: list[Score] = []
+    print(f"{'set':38} {'measure':8} {'value':>7} {'exact':>7} {'n':>4} {'s':>5}")
+    for score in evaluate(found.checkpoint, count=found.count, device=found.device, only=found.only):
+        scores.append(score)
+        print(
+            f"{score.name:38} {score.measure:8} {score.value:7.3f} {score.exact:7.2f} "
+            f"{score.count:4d} {score.seconds:5.0f}",
+            flush=True,
+        )
+    if found.json:
+        found.json.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=2) + "\n")
+
+
+def main() -> None:
+    """Read the command line and do what it asks."""
+    found = _parser().parse_args()
+    if found.command == "train":
+        train(
+            Plan(
+                folder=found.folder,
+                seed=found.seed,
+                ranks=found.ranks if found.device == "cpu" else 1,
+                vision_minutes=found.vision_minutes,
+                joint_minutes=found.joint_minutes,
+                vision_difficulty=found.vision_difficulty,
+                joint_difficulty=found.joint_difficulty,
+                device=found.device,
+            )
+        )
+    elif found.command == "export":
+        native, shape, progress = trained_weights(Plan(folder=found.folder))
+        write_checkpoint(found.checkpoint, native, shape, note=found.note)
+        print(json.dumps(progress))
+    else:
+        _evaluate(found)
 
 
 if __name__ == "__main__":

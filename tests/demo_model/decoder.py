@@ -63,7 +63,7 @@ def _pull_loss(
     # Products for each pulled (sample, head) once: gathering a key matrix a row would copy far more.
     scores = torch.empty(len(pulls), key.shape[1], dtype=torch.float32, device=key.device)
     parts, order = [], []
-    for pair in at.unique().tolist():
+    for pair in sorted(set(at.tolist())):
         chosen = (at == pair).nonzero()[:, 0]
         parts.append(rows[chosen] @ key[pair].t())
         order.append(chosen)

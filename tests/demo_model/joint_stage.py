@@ -93,7 +93,8 @@ def _text_step(run: Run, draw: random.Random, task: str, difficulty: float) -> S
     ]
     features, tokens, damped = _see(run, items)
     reading = read(run.network, damped, _batch(run, items), run.shape)
-    labelled, at = [], 0
+    labelled: list[int] = []
+    at = 0
     for item in items:
         labelled += range(at, at + len(item.labels))
         at += len(item.tiles)
@@ -105,7 +106,7 @@ def _text_step(run: Run, draw: random.Random, task: str, difficulty: float) -> S
         torch.from_numpy(labels).to(run.device),
         torch.from_numpy(by_token(labels)).to(run.device),
     )
-    (reading.loss + PULL * reading.pull + DENSE * dense).backward()
+    torch.autograd.backward(reading.loss + PULL * reading.pull + DENSE * dense)
     return {**_stats(task, reading, more), "patch": more["patch"]}
 
 
@@ -115,7 +116,7 @@ def _scene_step(run: Run, draw: random.Random) -> Stats:
     reading = read(run.network, damped, _batch(run, items), run.shape)
     arrays = (part.to(run.device) for part in scene_arrays([item.scene for item in items]))
     dense, more = thing_loss(run.heads, features, tokens, *arrays)
-    (reading.loss + PULL * reading.pull + DENSE * dense).backward()
+    torch.autograd.backward(reading.loss + PULL * reading.pull + DENSE * dense)
     return _stats("scene", reading, more)
 
 
@@ -147,7 +148,7 @@ def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
     for name, head, column in (("thing", heads.thing, 2), ("way", heads.way, 3), ("arrival", heads.arrival, 4)):
         part, more[name] = _labelled(head, late, ends[:, column])
         loss = loss + DENSE * part
-    loss.backward()
+    torch.autograd.backward(loss)
     return _stats("clip", reading, more)
 
 

@@ -138,7 +138,7 @@ class _RootMeanSquare(torch.autograd.Function):
         rate = square.div_(states.shape[-1]).add_(eps).rsqrt_().to(states.dtype)
         normed = states * rate
         ctx.save_for_backward(normed, rate, weight)
-        return normed * weight
+        return torch.mul(normed, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -152,7 +152,9 @@ class _RootMeanSquare(torch.autograd.Function):
 
 
 def root_mean_square(states: torch.Tensor, module: nn.Module, eps: float) -> torch.Tensor:
-    return cast(torch.Tensor, _RootMeanSquare.apply(states, module.weight, eps))
+    """Return RMSNorm of `states` over its last dimension with the module's weight."""
+    normed = _RootMeanSquare.apply(states, module.weight, eps)  # type: ignore[no-untyped-call]  # torch's own
+    return cast(torch.Tensor, normed)
 
 
 def see(network: InternVLForConditionalGeneration, tiles: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -174,7 +176,8 @@ def see(network: InternVLForConditionalGeneration, tiles: torch.Tensor, shape: S
         states = torch.addcmul(states, attention.projection_layer(joined_heads(seen, heads)), layer.lambda_1)
         normed = root_mean_square(states, layer.layernorm_after, 1e-6)
         states = torch.addcmul(states, layer.mlp.fc2(F.gelu(layer.mlp.fc1(normed))), layer.lambda_2)
-    return states[:, 1:]
+    features: torch.Tensor = states[:, 1:]
+    return features
 
 
 def project(network: InternVLForConditionalGeneration, features: torch.Tensor) -> torch.Tensor:
@@ -182,4 +185,5 @@ def project(network: InternVLForConditionalGeneration, features: torch.Tensor) -
     count, patches, width = features.shape
     grid = math.isqrt(patches)
     shuffled = network.model.pixel_shuffle(features.reshape(count, grid, grid, width), scale_factor=0.5)
-    return network.model.multi_modal_projector(shuffled.reshape(count, patches // 4, -1))
+    tokens: torch.Tensor = network.model.multi_modal_projector(shuffled.reshape(count, patches // 4, -1))
+    return tokens

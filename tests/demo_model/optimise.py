@@ -18,7 +18,8 @@ _DECAY = 0.01
 
 def split(module: nn.Module, prefix: str = "") -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return the matrices of the layers, which Muon updates, and every other parameter."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         is_layer = ".layer" in f"{prefix}.{name}" and parameter.ndim == 2
         (matrices if is_layer else others).append(parameter)

@@ -56,7 +56,7 @@ _MARKS = ".,:;!?-+*/=#%&$@()[]<>\"'_"
 
 @functools.cache
 def common_words() -> tuple[str, ...]:
-    """Return the most used words of English, which training sees often and tests may use too."""
+    """Return the most used words of English, which only training draws from."""
     return tuple((Path(__file__).parent / "common_words.txt").read_text(encoding="ascii").split())
 
 
@@ -68,7 +68,8 @@ def words(*, held_out: bool) -> tuple[str, ...]:
 
 
 def _plain_word(draw: random.Random, *, held_out: bool) -> str:
-    text = draw.choice(common_words()) if draw.random() < 0.3 else draw.choice(words(held_out=held_out))
+    common = not held_out and draw.random() < 0.3
+    text = draw.choice(common_words() if common else words(held_out=held_out))
     shape = draw.random()
     if shape < 0.06:
         text = text.upper()

@@ -30,7 +30,8 @@ class Plan:
     ranks: int = 2
     vision_minutes: float = 40.0
     joint_minutes: float = 75.0
-    joint_difficulty: float = 0.9
+    vision_difficulty: float = 0.75
+    joint_difficulty: float = 0.85
     adam_rate: float = 1e-3
     muon_rate: float = 0.013
     save_seconds: float = 60.0
@@ -55,7 +56,8 @@ class Run:
         self.rank = rank
         self.shape = Shape()
         self.device = torch.device(plan.device)
-        self.network: InternVLForConditionalGeneration = new_network(self.shape, seed=plan.seed).to(self.device)
+        self.network: InternVLForConditionalGeneration = new_network(self.shape, seed=plan.seed)
+        torch.nn.Module.to(self.network, self.device)
         self.heads = VisionHeads(self.shape).to(self.device)
         tower = self.network.model.vision_tower
         matrices, others = split(tower)

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import torch
 from torch import distributed
+from torch.multiprocessing.spawn import spawn
 
 from tests.demo_model.heads import Stats
 from tests.demo_model.joint_stage import SIZES, joint_step, task_of
@@ -93,7 +94,8 @@ def train_vision(run: Run) -> None:
         stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
         ledger.add(stats)
         recent.append(stats["patch"])
-        _ramp(progress, recent, VISION_THRESHOLD)
+        if progress.difficulty < plan.vision_difficulty:
+            _ramp(progress, recent, VISION_THRESHOLD)
         now = time.monotonic()
         progress.step += 1
         progress.samples += (PAGES + SCENES) * plan.ranks
@@ -173,4 +175,4 @@ def train(plan: Plan) -> None:
     if plan.ranks == 1:
         _rank(0, plan, port)
     else:
-        torch.multiprocessing.spawn(_rank, (plan, port), nprocs=plan.ranks)
+        spawn(_rank, (plan, port), nprocs=plan.ranks)  # type: ignore[no-untyped-call]  # torch's own

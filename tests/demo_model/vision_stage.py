@@ -10,9 +10,10 @@ import random
 import numpy as np
 import torch
 
+from deploy.demo.documents import TILE
 from deploy.demo.scenes import Scene, draw_things, random_scene
 from tests.demo_model.heads import Stats, character_loss, thing_loss
-from tests.demo_model.labels import TILE, TOKENS, by_token, page_labels, thing_labels, thing_token, tiles_of
+from tests.demo_model.labels import TOKENS, by_token, page_labels, thing_labels, thing_token, tiles_of
 from tests.demo_model.network import project, see
 from tests.demo_model.pages import PageKind, random_page
 from tests.demo_model.run import Run
@@ -44,5 +45,5 @@ def vision_step(run: Run, draw: random.Random, *, difficulty: float) -> Stats:
     loss, stats = character_loss(run.heads, features[:PAGES], tokens[:PAGES], *characters)
     things = (part.to(run.device) for part in scene_arrays(scenes))
     thing, more = thing_loss(run.heads, features[PAGES:], tokens[PAGES:], *things)
-    (loss + 0.5 * thing).backward()
+    torch.autograd.backward(loss + 0.5 * thing)
     return {"loss": float(loss.detach()), **stats, **more}
