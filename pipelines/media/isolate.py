@@ -50,7 +50,13 @@ class _Child:
         self.calls = 0
         command = [sys.executable, "-E", "-s", "-m", "pipelines.media.child", operations]
         # One thread each: the cores are shared by worker processes, and idle threads of BLAS eat address space.
-        environment = {"LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+        environment = {
+            "PATH": "/usr/bin:/bin",  # decord does not load without one
+            "LANG": "C.UTF-8",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "MALLOC_ARENA_MAX": "2",
+        }
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and fixed arguments
             [*command, json.dumps(asdict(limits)), str(os.getpid())],
             stdin=subprocess.PIPE,
