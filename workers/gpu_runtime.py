@@ -67,7 +67,7 @@ class GpuRuntime:
             item = self._claims.submit((job_id, seq)).result()
             if item is None:
                 return
-            with self.leases.hold(item) as abort:
+            with self.leases.hold((item.job_id, item.seq, item.attempt)) as abort:
                 if self._draining.is_set():
                     abort.fire(AbortReason.SHUTDOWN)  # it began between the flag and the claim
                 outcome, publish = self._answer(item, abort)

@@ -15,11 +15,10 @@ from typing import Protocol
 import structlog
 
 from pipelines.jobs.errors import ServiceUnavailable
-from pipelines.jobs.models import ClaimedItem
 from pipelines.steps.abort import Abort, AbortReason
 
 Key = tuple[uuid.UUID, int, int]
-"""job, seq, attempt."""
+"""A leased row: job, seq (or doc), attempt."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,9 +48,8 @@ class LeaseKeeper:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def hold(self, item: ClaimedItem) -> Iterator[Abort]:
-        """Keep the lease of `item` until the block ends; the `Abort` fires when the work has become pointless."""
-        key = (item.job_id, item.seq, item.attempt)
+    def hold(self, key: Key) -> Iterator[Abort]:
+        """Keep this lease until the block ends; the `Abort` fires when the work has become pointless."""
         abort = Abort()
         with self._lock:
             self._held[key] = abort

@@ -1,7 +1,7 @@
 """Which sources a job may read: the one place that turns a media URL into something to fetch, or refuses it.
 
-Checked when a job is submitted (so that the caller hears at once), when a source is planned (a manifest's lines are read
-only then) and when a medium is fetched (the tenant's list may have changed since).
+Checked when a job is submitted (so that the caller hears at once), when a source is planned (a manifest is read only
+then) and when a medium is fetched (the tenant's list may have changed since).
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipelines.jobs.errors import StoreUnavailable
-from pipelines.jobs.models import ClaimedItem, Document
 from pipelines.steps.abort import AbortReason
 from workers.leases import Key, LeaseKeeper
 
@@ -35,9 +34,8 @@ class Database:
         return Answer(frozenset(held) - self.lost, frozenset(held) & self.cancelled)
 
 
-def item(seq: int, attempt: int = 1) -> ClaimedItem:
-    document = Document(job_id=JOB, doc=0, name="x", media=())
-    return ClaimedItem(job_id=JOB, seq=seq, attempt=attempt, losses=0, fails=0, page=None, document=document)
+def item(seq: int, attempt: int = 1) -> Key:
+    return (JOB, seq, attempt)
 
 
 def keeper(database: Database) -> LeaseKeeper:

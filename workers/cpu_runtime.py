@@ -1,0 +1,179 @@
+"""One child of a cpu worker: it plans, paginates and prepares, one task at a time.
+
+plan(job)            claim → batches, each committed with its cursor
+paginate(job, docs)  claim → lease → count pages → items
+prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+
+import structlog
+
+from pipelines.jobs.errors import InternalError, ServiceUnavailable, StoreUnavailable
+from pipelines.jobs.models import ClaimedItem, JobSpec
+from pipelines.jobs.outcomes import Cancelled, Outcome, Released, Retry
+from pipelines.jobs.retry import after_failure
+from pipelines.steps.abort import Abort, AbortReason
+from pipelines.steps.complete import complete
+from pipelines.steps.paginate import Paged, PaginateTools, paginate
+from pipelines.steps.plan import PlanTools, batches
+from pipelines.steps.prepare import PrepareTools, prepare
+from pipelines.store import documents, items, jobs
+from pipelines.store.session import Database
+from workers.leases import Key, LeaseKeeper
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuRuntimeOptions:
+    """Times in seconds."""
+
+    worker: str
+    lease_seconds: float
+    heartbeat_seconds: float
+
+
+class CpuRuntime:
+    """What one forked child owns."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        plan_tools: PlanTools,
+        paginate_tools: PaginateTools,
+        prepare_tools: PrepareTools,
+        options: CpuRuntimeOptions,
+    ) -> None:
+        self._database = database
+        self._plan_tools = plan_tools
+        self._paginate_tools = paginate_tools
+        self._prepare_tools = prepare_tools
+        self._options = options
+        self.item_leases = LeaseKeeper(self._beat_items, interval=options.heartbeat_seconds)
+        self.document_leases = LeaseKeeper(self._beat_documents, interval=options.heartbeat_seconds)
+        self._spec = lru_cache(maxsize=256)(self._load_spec)
+
+    def plan(self, job_id: uuid.UUID) -> None:
+        """List a job's source from its cursor on; each batch is committed with the cursor behind it."""
+        with self._database.begin() as conn:
+            lease = jobs.claim_plan(conn, job_id, worker=self._options.worker, lease=self._options.lease_seconds)
+        if lease is None:
+            return
+        try:
+            for batch in batches(self._spec(job_id), lease.cursor, self._plan_tools):
+                with self._database.begin() as conn:
+                    renewed = jobs.append_plan(
+                        conn, lease, documents=batch.documents, cursor=batch.cursor, done=batch.done
+                    )
+                if renewed is None:
+                    return  # lost or cancelled; whoever has it now goes on from the last committed cursor
+                lease = renewed
+        except StoreUnavailable:
+            raise  # nothing can be recorded now; the lease runs out and the plan is resumed
+        except BaseException as error:  # noqa: BLE001 - the boundary: recorded, whatever it is
+            _log.warning("plan_failed", job_id=str(job_id), exc_info=error)
+            outcome = after_failure(error, fails=lease.fails, uniform=self._prepare_tools.uniform)
+            with self._database.begin() as conn:
+                if isinstance(outcome, Retry):
+                    jobs.retry_plan(conn, lease, outcome)
+                else:
+                    jobs.fail_plan(conn, lease, code=outcome.code, message=outcome.message)
+
+    def paginate(self, job_id: uuid.UUID, docs: Sequence[int]) -> None:
+        """Turn documents into items, one a page."""
+        with self._database.begin() as conn:
+            claimed = documents.claim_documents(
+                conn, job_id, docs, worker=self._options.worker, lease=self._options.lease_seconds
+            )
+        with ExitStack() as held:
+            aborts = {
+                document.doc: held.enter_context(self.document_leases.hold((job_id, document.doc, document.attempt)))
+                for document in claimed
+            }
+            for document in claimed:
+                self._paginate_one(document, aborts[document.doc])
+
+    def _paginate_one(self, claimed: documents.ClaimedDocument, abort: Abort) -> None:
+        if abort.reason is not None:
+            with self._database.begin() as conn:
+                documents.release_document(conn, claimed)
+            return
+        outcome = paginate(claimed.document, self._spec(claimed.job_id), self._paginate_tools, fails=claimed.fails)
+        with self._database.begin() as conn:
+            match outcome:
+                case Paged(pages=pages, versions=versions):
+                    documents.complete_document(conn, claimed, pages=pages, versions=versions)
+                case Retry():
+                    documents.retry_document(conn, claimed, outcome)
+                case failed:
+                    documents.fail_document(conn, claimed, code=failed.code, message=failed.message)
+
+    def prepare(self, job_id: uuid.UUID, seqs: Sequence[int]) -> None:
+        """Fetch, decode and cut items of one document (grouped here if a message mixes several)."""
+        with self._database.begin() as conn:
+            claimed = items.claim_prepare(
+                conn, job_id, seqs, worker=self._options.worker, lease=self._options.lease_seconds
+            )
+        groups: dict[int, list[ClaimedItem]] = {}
+        for item in claimed:
+            groups.setdefault(item.document.doc, []).append(item)
+        with ExitStack() as held:
+            aborts = {
+                item.seq: held.enter_context(self.item_leases.hold((item.job_id, item.seq, item.attempt)))
+                for item in claimed
+            }
+            for group in groups.values():
+                self._prepare_group(group, aborts)
+
+    def _prepare_group(self, group: Sequence[ClaimedItem], aborts: dict[int, Abort]) -> None:
+        wanted = [item for item in group if aborts[item.seq].reason is None]
+        entries: list[tuple[ClaimedItem, Outcome]] = [
+            (item, _stopped(aborts[item.seq])) for item in group if aborts[item.seq].reason is not None
+        ]
+        if wanted:
+            try:
+                entries += prepare(wanted, self._spec(wanted[0].job_id), self._prepare_tools)
+            except BaseException as error:  # noqa: BLE001 - MemoryError and worse still owe an outcome
+                _log.exception("prepare_raised", job_id=str(wanted[0].job_id), seqs=[item.seq for item in wanted])
+                uniform = self._prepare_tools.uniform
+                entries += [(item, after_failure(error, fails=item.fails, uniform=uniform)) for item in wanted]
+        complete(self._database, items, entries)
+
+    def close(self) -> None:
+        """Stop beating and close the pool."""
+        self.item_leases.close()
+        self.document_leases.close()
+        self._database.close()
+
+    def _load_spec(self, job_id: uuid.UUID) -> JobSpec:
+        with self._database.begin() as conn:
+            spec = jobs.get_spec(conn, job_id)
+        if spec is None:
+            raise ServiceUnavailable("the job's row could not be read")
+        return spec
+
+    def _beat_items(self, held: Sequence[Key]) -> items.Beat:
+        with self._database.begin() as conn:
+            return items.heartbeat(conn, held, lease=self._options.lease_seconds)
+
+    def _beat_documents(self, held: Sequence[Key]) -> items.Beat:
+        with self._database.begin() as conn:
+            return documents.heartbeat(conn, held, lease=self._options.lease_seconds)
+
+
+def _stopped(abort: Abort) -> Outcome:
+    match abort.reason:
+        case AbortReason.CANCELLED:
+            return Cancelled()
+        case None:
+            raise InternalError("nothing has stopped this item")
+        case reason:
+            return Released(reason=reason.value)
