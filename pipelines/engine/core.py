@@ -76,6 +76,12 @@ class EngineCore:
         self._strikes.pop(sequence, None)
         self.scheduler.remove(sequence, bad=bad)
 
+    def preload(self, key: str, tokens: torch.Tensor) -> None:
+        """Make the visual tokens of an image known, `[tiles, tokens a tile, hidden]`, as if they had been encoded."""
+        self.runner.vision.put(key, tokens)
+        self.scheduler.ledger.launch(key, len(tokens))
+        self.scheduler.ledger.finish(key, len(tokens))
+
     def step(self) -> list[Event]:
         """Launch what can be launched, and read what must be read. `DeviceLost` ends the engine."""
         for key, tiles in self.runner.vision.finished(wait=False):

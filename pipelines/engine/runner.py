@@ -91,6 +91,12 @@ class Runner:
         hidden = self._forward(plan)
         return self._sample(plan, hidden)
 
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> torch.Tensor:
+        """Run a step for its logits alone: `[samples, vocabulary]`."""
+        logits: torch.Tensor = self._model.lm_head(self._forward(plan))
+        return logits
+
     def _forward(self, plan: StepPlan) -> torch.Tensor:
         """Return the last hidden states of the sampled rows, `[samples, hidden]`."""
         tokens = self._to_device(plan.tokens)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipelines.engine.cache import EmbeddingLedger, PagePool
-from pipelines.engine.plan import Encode, StepPlan, Visual
-from pipelines.engine.sampling import row as sampling_row
-from pipelines.engine.sequence import Image, Sequence
+from pipelines.engine.packing import pack
+from pipelines.engine.plan import Encode, StepPlan
+from pipelines.engine.sequence import Sequence
 from pipelines.engine.waiting import WaitingRoom
 
 
@@ -105,7 +105,24 @@ class Scheduler:
                 break
         if not (decoding or prefilling or encoding):
             return None
-        return self._build(decoding, prefilling, encoding)
+        plan, sampled = pack(
+            decoding,
+            prefilling,
+            tables=self._tables,
+            page_size=self.limits.page_size,
+            reset=[each for each, _ in prefilling if each in self._fresh],
+        )
+        plan = replace(
+            plan, encode=tuple(item for _, item in encoding), drop=self.ledger.evict(), scrub=tuple(self._scrub)
+        )
+        self._scrub = []
+        return Step(
+            plan=plan,
+            decoding=tuple(decoding),
+            prefilling=tuple(prefilling),
+            encoding=tuple((sequence, item.key, len(item.pixels)) for sequence, item in encoding),
+            sampled=tuple(sampled),
+        )
 
     def launched(self, step: Step) -> None:
         """Note that a step was handed to the device."""
@@ -283,79 +300,3 @@ class Scheduler:
         for key in sequence.pinned - keep:
             self.ledger.unpin(key)
         sequence.pinned &= keep
-
-    # -- the plan ---------------------------------------------------------------------------------------------------
-
-    def _build(
-        self,
-        decoding: list[Sequence],
-        prefilling: list[tuple[Sequence, int]],
-        encoding: list[tuple[Sequence, Encode]],
-    ) -> Step:
-        page_size = self.limits.page_size
-        slots = np.fromiter((each.slot for each in decoding), dtype=np.int64, count=len(decoding))
-        at = np.fromiter((each.computed for each in decoding), dtype=np.int64, count=len(decoding))
-        tokens = [np.full(len(decoding), -1, dtype=np.int64)]
-        positions = [at]
-        write = [self._tables[slots, at // page_size] * page_size + at % page_size]
-        lengths = (at + 1).tolist()
-        queries = [1] * len(decoding)
-        sampled = list(decoding)
-        sample = list(range(len(decoding)))
-        visual: list[Visual] = []
-        row = len(decoding)
-        for sequence, size in prefilling:
-            start, stop = sequence.computed, sequence.computed + size
-            where = np.arange(start, stop, dtype=np.int64)
-            tokens.append(np.asarray(sequence.tokens[start:stop], dtype=np.int64))
-            positions.append(where)
-            write.append(self._tables[sequence.slot, where // page_size] * page_size + where % page_size)
-            lengths.append(stop)
-            queries.append(size)
-            visual += [part for image in sequence.images if (part := _overlap(image, start, stop, row))]
-            row += size
-            if stop == len(sequence.tokens):
-                sampled.append(sequence)
-                sample.append(row - 1)
-        everyone = [*decoding, *(sequence for sequence, _ in prefilling)]
-        all_slots = np.fromiter((each.slot for each in everyone), dtype=np.int64, count=len(everyone))
-        width = -(-max(lengths, default=0) // page_size)
-        plan = StepPlan(
-            tokens=np.concatenate(tokens),
-            positions=np.concatenate(positions),
-            write=np.concatenate(write),
-            lengths=np.asarray(lengths, dtype=np.int64),
-            queries=np.asarray(queries, dtype=np.int64),
-            tables=self._tables[all_slots, :width],
-            decodes=len(decoding),
-            decode_slots=slots,
-            sample=np.asarray(sample, dtype=np.int64),
-            sample_slots=np.fromiter((each.slot for each in sampled), dtype=np.int64, count=len(sampled)),
-            sampling=tuple(
-                sampling_row(each.params, seed=each.seed, index=each.generated + each.pending) for each in sampled
-            ),
-            reset=tuple(
-                (each.slot, tuple(each.tokens[each.prompt_length :]))
-                for each, _ in prefilling
-                if each in self._fresh and each.params.repetition_penalty != 1.0
-            ),
-            encode=tuple(item for _, item in encoding),
-            visual=tuple(visual),
-            drop=self.ledger.evict(),
-            scrub=tuple(self._scrub),
-        )
-        self._scrub = []
-        return Step(
-            plan=plan,
-            decoding=tuple(decoding),
-            prefilling=tuple(prefilling),
-            encoding=tuple((sequence, item.key, len(item.pixels)) for sequence, item in encoding),
-            sampled=tuple(sampled),
-        )
-
-
-def _overlap(image: Image, start: int, stop: int, row: int) -> Visual | None:
-    first, last = max(image.span.start, start), min(image.span.end, stop)
-    if first >= last:
-        return None
-    return Visual(key=image.key, row=row + first - start, offset=first - image.span.start, length=last - first)

@@ -43,10 +43,15 @@ class VisionRunner:
         scaled = torch.addcmul(self._shift.to(wide), pixels.to(wide), self._scale.to(wide))
         return scaled.permute(0, 3, 1, 2).to(self._dtype)
 
-    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[n, size, size, 3]` on the device to visual tokens `[n, tokens, hidden]`."""
-        features: torch.Tensor = self._model.get_image_features(pixel_values=self.normalise(pixels)).pooler_output
-        return features
+    def tower(self, normalised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[n, 3, size, size]` to the tower's last hidden states (CLS first) and the visual tokens."""
+        output = self._model.get_image_features(pixel_values=normalised)
+        return output.last_hidden_state, output.pooler_output
+
+    def put(self, key: str, tokens: torch.Tensor) -> None:
+        """Keep visual tokens `[tiles, tokens, hidden]` that were computed elsewhere."""
+        self._embeddings[key] = tokens
+        self._missing[key] = 0
 
     def launch(self, items: Sequence[Encode]) -> None:
         """Encode the tiles of a step as one batch."""
@@ -54,13 +59,14 @@ class VisionRunner:
             return
         host = torch.from_numpy(np.concatenate([item.pixels for item in items]))
         if self._stream is None:
-            self._store(items, self.embed(host.to(self._device)))
+            self._store(items, self.tower(self.normalise(host.to(self._device)))[1])
             event = None
         else:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 host = host.pin_memory()
-                self._store(items, self.embed(host.to(self._device, non_blocking=True)))
+                pixels = host.to(self._device, non_blocking=True)
+                self._store(items, self.tower(self.normalise(pixels))[1])
             event = self._stream.record_event()
         complete = [(item.key, item.count) for item in items if self._missing[item.key] == 0]
         self._flying.append((event, complete, host))
