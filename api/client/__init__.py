@@ -1,1 +1,50 @@
-"""The Python client, installed as the import package `batchsight`."""
+"""The Python client, installed as the import package `batchsight`.
+
+It stands alone (httpx2 and the standard library; nothing of the server), so its modules import each other relatively.
+"""
+
+from __future__ import annotations
+
+from .asynchronous import AsyncClient
+from .blocking import Client
+from .errors import (
+    ApiError,
+    AuthenticationFailed,
+    BatchsightError,
+    ConfigurationError,
+    Conflict,
+    ConnectionFailed,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    RateLimited,
+    ServerError,
+    WaitTimeout,
+)
+from .models import Failure, File, Item, Job, KindInfo, Result, Usage
+from .retry import RetryPolicy
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AuthenticationFailed",
+    "BatchsightError",
+    "Client",
+    "ConfigurationError",
+    "Conflict",
+    "ConnectionFailed",
+    "Failure",
+    "File",
+    "InvalidRequest",
+    "Item",
+    "Job",
+    "KindInfo",
+    "NotFound",
+    "PermissionDenied",
+    "RateLimited",
+    "Result",
+    "RetryPolicy",
+    "ServerError",
+    "Usage",
+    "WaitTimeout",
+]
