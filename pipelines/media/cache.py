@@ -1,0 +1,197 @@
+"""Fetched files on this machine's scratch disk: named by content, shared by all its processes, bounded.
+
+Whoever uses a file holds a shared lock on it, and eviction takes only what it can lock alone, oldest use first. Locks
+are the kernel's, so a killed process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.jobs.errors import ScratchFull
+
+_STALE_SECONDS = 3600.0
+
+
+class Pin:
+    """A shared lock on a cached file. Released by `close`, by the end of the object, or by the end of the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._release = weakref.finalize(self, os.close, descriptor)
+
+    def close(self) -> None:
+        """Release it. Repeatable."""
+        self._release()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFile:
+    """A file that stays as long as `pin` is held."""
+
+    path: Path
+    sha256: str
+    size: int
+    pin: Pin = field(repr=False, compare=False)
+
+
+class DiskCache:
+    """Safe for threads and for several processes on one folder. `max_bytes` bounds all files together."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._objects, self._names = folder / "objects", folder / "names"
+        self._locks, self._unfinished = folder / "locks", folder / "tmp"
+        with _mapped():
+            for part in (self._objects, self._names, self._locks, self._unfinished):
+                part.mkdir(parents=True, exist_ok=True)
+
+    def find(self, sha256: str) -> CachedFile | None:
+        """The file of this content, pinned; None where it is not here."""
+        path = self._path(sha256)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        pin = Pin(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        about = os.fstat(descriptor)
+        if about.st_nlink == 0:  # evicted between the two calls
+            pin.close()
+            return None
+        with suppress(OSError):
+            os.utime(path)  # the order of eviction
+        return CachedFile(path=path, sha256=sha256, size=about.st_size, pin=pin)
+
+    def content_of(self, name: str) -> str | None:
+        """The SHA-256 (hex) that was stored under a name, though its file may be evicted."""
+        try:
+            return self._name_path(name).read_text()
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """One process or thread at a time for a name (and a few others): so that a source is fetched once."""
+        with _mapped(), (self._locks / _digest(name)[:2]).open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def store(self, pieces: Iterable[bytes], *, name: str | None = None) -> CachedFile:
+        """Write a file, and remember it under `name`. Raises `ScratchFull`, and whatever iterating raises."""
+        with _mapped():
+            descriptor, temporary = tempfile.mkstemp(dir=self._unfinished)
+        path = Path(temporary)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)  # tells it from the leftovers of a killed process; it is the pin later
+                digest, size = hashlib.sha256(), 0
+                for piece in pieces:
+                    digest.update(piece)
+                    size += len(piece)
+                    with _mapped():
+                        file.write(piece)
+                with _mapped():
+                    file.flush()
+                sha256 = digest.hexdigest()
+                with _mapped(), (self._locks / "eviction").open("wb") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    self._make_room(size)
+                    target = self._path(sha256)
+                    target.parent.mkdir(exist_ok=True)
+                    path.replace(target)
+                found = self.find(sha256)  # pinned before the first lock ends
+        finally:
+            path.unlink(missing_ok=True)
+        if found is None:
+            raise ScratchFull("The worker's scratch cache lost a file that was just written.")
+        if name is not None:
+            self._remember(name, sha256)
+        return found
+
+    def _remember(self, name: str, sha256: str) -> None:
+        with _mapped():
+            descriptor, temporary = tempfile.mkstemp(dir=self._unfinished)
+            os.write(descriptor, sha256.encode())
+            os.close(descriptor)
+            target = self._name_path(name)
+            target.parent.mkdir(exist_ok=True)
+            Path(temporary).replace(target)
+
+    def size(self) -> int:
+        """Bytes of all finished files."""
+        return sum(about.st_size for _, about in _files(self._objects))
+
+    def _make_room(self, needed: int) -> None:
+        self._sweep()
+        files = sorted(_files(self._objects), key=lambda entry: entry[1].st_mtime_ns)
+        total = needed + sum(about.st_size for _, about in files)
+        for path, about in files:
+            if total <= self._max_bytes:
+                return
+            if _remove_unused(path):
+                total -= about.st_size
+        if total > self._max_bytes:
+            raise ScratchFull("The worker's scratch cache is full of files in use; give it more space.")
+
+    def _sweep(self) -> None:
+        """Remove leftovers of killed processes, and names whose file is long gone."""
+        old = time.time() - _STALE_SECONDS
+        for path, about in _files(self._unfinished):
+            if about.st_mtime < old:
+                _remove_unused(path)
+        for path, about in _files(self._names):
+            if about.st_mtime < old and not self._path(path.read_text()).exists():
+                path.unlink(missing_ok=True)
+
+    def _path(self, sha256: str) -> Path:
+        return self._objects / sha256[:2] / sha256
+
+    def _name_path(self, name: str) -> Path:
+        digest = _digest(name)
+        return self._names / digest[:2] / digest
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            if path.is_file():
+                yield path, path.stat()
+
+
+def _remove_unused(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink(missing_ok=True)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise ScratchFull("The worker's scratch disk is full.") from error
+        raise
