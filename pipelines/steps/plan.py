@@ -148,14 +148,14 @@ class _Planner:
             raise SourceDisabled("no S3 is configured on this installation")
         glob = Glob.parse(url)
         allow(S3Address(bucket=glob.bucket, key=glob.prefix), self._rules)
-        after = self._cursor.get("after")
+        after = str(self._cursor.get("after", ""))
         for stat in self._tools.objects.list(glob.bucket, glob.prefix, start_after=after):
             cursor = {"after": stat.key}
             wanted = not stat.key.endswith("/") and glob.matches(stat.key) and self._readable(stat.key)
             if not wanted:
                 yield None, cursor
                 continue
-            media = MediaRef(url=f"s3://{glob.bucket}/{stat.key}", version=stat.version, size=stat.size)
+            media = MediaRef(url=f"s3://{glob.bucket}/{stat.key}", version=stat.version_id or stat.etag, size=stat.size)
             yield self._document(stat.key, (media,), {}, {}), cursor
 
     def from_media(self, media: Iterable[Mapping[str, Any]]) -> Iterator[Step]:
