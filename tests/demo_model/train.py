@@ -82,6 +82,7 @@ def train_vision(run: Run) -> None:
     if stored:
         progress, state = stored
         run.vision.restore(state["vision"])
+        progress.difficulty = min(progress.difficulty, plan.vision_difficulty)
     ledger, recent = Ledger(run, "vision"), list[float]()
     last = saved = time.monotonic()
     started = progress.step
