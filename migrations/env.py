@@ -1,4 +1,4 @@
-"""Alembic's environment: always online, on the address that `migrations.upgrade` or `migrations.downgrade` hands over."""
+"""Alembic's environment: always online, on the address that `migrations.upgrade` or `downgrade` hands over."""
 
 from __future__ import annotations
 

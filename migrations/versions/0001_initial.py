@@ -125,6 +125,8 @@ CREATE INDEX items_enqueued ON items (job_id, seq) WHERE state IN ('pending', 'r
 CREATE INDEX items_leased ON items (job_id, seq) WHERE state IN ('preparing', 'inferring');
 CREATE INDEX items_pending ON items (job_id, seq) WHERE state = 'pending' AND enqueued_at IS NULL;
 CREATE INDEX items_ready ON items (job_id, seq) WHERE state = 'ready' AND enqueued_at IS NULL;
+CREATE INDEX items_suspect ON items (job_id, seq)
+    WHERE losses > 0 AND state IN ('pending', 'ready') AND enqueued_at IS NULL;
 CREATE INDEX items_unsuccessful ON items (job_id, state, error_code, seq) WHERE state IN ('failed', 'cancelled');
 COMMENT ON COLUMN items.page IS '0-based page of a document; null where the document is one item';
 COMMENT ON COLUMN items.attempt IS 'fencing token: grows at each claim';
@@ -151,6 +153,8 @@ CREATE TABLE job_progress (
     tenant_id UUID NOT NULL,
     version BIGINT DEFAULT 1 NOT NULL,
     state TEXT NOT NULL,
+    plan_state TEXT NOT NULL,
+    item_count BIGINT DEFAULT 0 NOT NULL,
     counts JSONB DEFAULT '{}'::jsonb NOT NULL,
     errors JSONB DEFAULT '{}'::jsonb NOT NULL,
     usage JSONB DEFAULT '{}'::jsonb NOT NULL,
@@ -273,6 +277,7 @@ CREATE TABLE jobs (
     plan_attempt INTEGER DEFAULT 0 NOT NULL,
     plan_losses SMALLINT DEFAULT 0 NOT NULL,
     plan_fails SMALLINT DEFAULT 0 NOT NULL,
+    plan_worker TEXT,
     plan_lease_until TIMESTAMP WITH TIME ZONE,
     plan_available_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     plan_enqueued_at TIMESTAMP WITH TIME ZONE,

@@ -1,8 +1,8 @@
 """Monthly range partitions of `documents`, `items` and `results`: created ahead, listed, dropped when they are old.
 
-A job id is a UUIDv7, so a month of ids is a range. A DEFAULT partition catches ids outside of every month (an api server
-with a wrong clock): nothing is refused, and `default_rows` is the alarm. Creating a month moves what the default holds
-of it. Upkeep runs in the leader, far from the path; its locks wait five seconds at most and are tried again later.
+A job id is a UUIDv7, so a month of ids is a range. A DEFAULT partition catches ids outside of every month (an api
+server with a wrong clock): nothing is refused, and `default_rows` is the alarm. Creating a month moves what the default
+holds of it. Upkeep runs in the leader, off the path; its locks wait five seconds at most and are tried again later.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """The tables, as SQLAlchemy Core describes them. Migrations build them; a test holds both alike, to the last index.
 
-- `items`, `results` and `documents` are range-partitioned by `job_id` (UUIDv7: a range of ids is a range of time), so that
-  retention drops partitions instead of deleting rows. `pipelines.store.partitions` keeps them ahead of time.
-- Every unfinished item stands in exactly one partial index (`pending`, `ready`, `enqueued`, `leased`), so a change of state
-  costs one index entry beside the key, and every pick, sweep and count reads only rows it wants. No index holds
-  `lease_until`: a heartbeat stays on its page (HOT, with the partitions' fillfactor of 80) and the sweep reads the few
-  leased rows. `documents` does the same.
+- `items`, `results` and `documents` are range-partitioned by `job_id` (UUIDv7: a range of ids is a range of time), so
+  that retention drops partitions instead of deleting rows. `pipelines.store.partitions` keeps them ahead of time.
+- Every unfinished item stands in exactly one of four partial indexes (`pending`, `ready`, `enqueued`, `leased`), so a
+  change of state costs one index entry beside the key, and every pick, sweep and count reads only the rows it wants.
+  No index holds `lease_until`: a heartbeat stays on its page (HOT, with the partitions' fillfactor of 80), and the
+  sweep reads the few leased rows. Waiting items that lost a lease stand in a fifth, `suspect`. `documents` is alike.
 - A row of `items` is claimable where it is `pending` or `ready`, `enqueued_at` is null and `available_at` has come.
-- `job_deltas` is append-only: each statement that ends items adds one row a job, and the leader folds (deletes and adds up)
-  them into `job_progress`. No counter row is contended, and a snapshot costs what happened since the last one, not what
-  the job holds.
+- `job_deltas` is append-only: each statement that ends items adds one row a job, and the leader folds them (deletes and
+  adds up) into `job_progress`. No counter row is contended, and a snapshot costs what happened since the last one, not
+  what the job holds.
 - Postgres' `now()` is the only clock.
 """
 
@@ -112,6 +112,7 @@ jobs = Table(
     Column("plan_attempt", Integer, nullable=False, server_default=text("0")),
     Column("plan_losses", SmallInteger, nullable=False, server_default=text("0")),
     Column("plan_fails", SmallInteger, nullable=False, server_default=text("0")),
+    Column("plan_worker", Text),
     _timestamp("plan_lease_until"),
     _timestamp("plan_available_at", nullable=False, now=True),
     _timestamp("plan_enqueued_at"),
@@ -231,6 +232,12 @@ items = Table(
     ),
     Index("items_leased", "job_id", "seq", postgresql_where=text("state IN ('preparing', 'inferring')")),
     Index(
+        "items_suspect",
+        "job_id",
+        "seq",
+        postgresql_where=text("losses > 0 AND state IN ('pending', 'ready') AND enqueued_at IS NULL"),
+    ),
+    Index(
         "items_unsuccessful",
         "job_id",
         "state",
@@ -289,6 +296,8 @@ job_progress = Table(
     Column("tenant_id", Uuid, nullable=False),
     Column("version", BigInteger, nullable=False, server_default=text("1"), comment="grows at each change: the ETag"),
     Column("state", Text, nullable=False),
+    Column("plan_state", Text, nullable=False),
+    Column("item_count", BigInteger, nullable=False, server_default=text("0")),
     Column("counts", JSONB, nullable=False, server_default=_EMPTY),
     Column("errors", JSONB, nullable=False, server_default=_EMPTY, comment="failed items by code"),
     Column("usage", JSONB, nullable=False, server_default=_EMPTY),

@@ -1,0 +1,72 @@
+"""How Python values become SQL ones: JSON that `jsonb` accepts, text without NUL, wake-up calls."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+DISPATCH_CHANNEL = "batchsight_dispatch"
+PROGRESS_CHANNEL = "batchsight_progress"
+
+_NOTIFY = text("SELECT pg_notify(:channel, :payload)")
+
+
+class Wake(enum.StrEnum):
+    """What the dispatcher is woken for: the payload on `DISPATCH_CHANNEL`, sent when the transaction commits."""
+
+    PLAN = "plan"
+    PAGINATE = "paginate"
+    PREPARE = "prepare"
+    INFER = "infer"
+    ENDED = "ended"
+    CANCEL = "cancel"
+
+
+def wake(conn: Connection, *reasons: Wake) -> None:
+    """Wake the dispatcher once this transaction has committed."""
+    for reason in reasons:
+        conn.execute(_NOTIFY, {"channel": DISPATCH_CHANNEL, "payload": str(reason)})
+
+
+def announce_progress(conn: Connection, job_id: object) -> None:
+    """Tell the api servers, once this transaction has committed, that the job has a new snapshot."""
+    conn.execute(_NOTIFY, {"channel": PROGRESS_CHANNEL, "payload": str(job_id)})
+
+
+def clean_text(value: str) -> str:
+    """`value` as PostgreSQL can store it: NUL and lone surrogates become U+FFFD."""
+    if "\x00" in value:
+        value = value.replace("\x00", "\ufffd")
+    if value.isascii():
+        return value
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def to_json(value: Any) -> str:
+    """`value` as JSON text that `jsonb` accepts; NaN and infinities become null, text is cleaned."""
+    try:
+        encoded = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        encoded = None
+    if encoded is not None and "\\u0000" not in encoded and clean_text(encoded) == encoded:
+        return encoded
+    return json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _clean(value: Any) -> Any:
+    match value:
+        case str():
+            return clean_text(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_clean(item) for item in value]
+        case _:
+            return value
