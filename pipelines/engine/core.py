@@ -7,6 +7,7 @@ request fails alone. Errors of the device itself are not blamed on anybody: they
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pipelines.engine.runner import Runner, Ticket
 from pipelines.engine.scheduler import Scheduler, Step
 from pipelines.engine.sequence import Sequence
 from pipelines.jobs.errors import EngineError
+
+_log = logging.getLogger(__name__)
 
 _STRIKES = 3
 
@@ -137,6 +140,7 @@ class EngineCore:
     def _blame(self, step: Step, error: Exception) -> list[Event]:
         if _sticky(error):
             raise DeviceLost(str(error)) from error
+        _log.warning("engine.step_failed", exc_info=error)
         for item in step.plan.encode:
             self.scheduler.ledger.drop(item.key)
             self.runner.vision.drop((item.key,))

@@ -32,7 +32,6 @@ class EngineOptions:
         embedding_tiles: bound of the cache of visual embeddings, in tiles; 0: from the device.
         stall_seconds: `healthy()` is False after so long without a step while work waits.
         guard: stop an answer that repeats itself, try once more with sampling, and flag it if it stays so.
-        prefix_sharing: keep and share pages of equal content.
         cuda_graphs: replay decode steps of fixed batch sizes (GPU only).
     """
 
@@ -51,5 +50,4 @@ class EngineOptions:
     embedding_tiles: int = 0
     stall_seconds: float = 120.0
     guard: bool = True
-    prefix_sharing: bool = True
     cuda_graphs: bool = True

@@ -91,6 +91,8 @@ class Scheduler:
         """Return the next step, or None where nothing can be computed now. Changes nothing that a failed step needs."""
         decoding = self._take_decodes()
         self._admit()
+        # Admission may have sent some of them back to make room for a higher priority.
+        decoding = [each for each in decoding if each.token_on_device]
         candidates = [each for each in self.running if not each.token_on_device]
         candidates = [each for each in candidates if each.solo] or candidates
         encoding = self._take_tiles(candidates)
