@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
-import pypdfium2
 import pytest
 from PIL import Image, ImageSequence
 
@@ -48,6 +49,7 @@ def test_documents_have_a_page_for_each_expected_text(samples: tuple[Sample, ...
             with Image.open(sample.path) as image:
                 assert len(list(ImageSequence.Iterator(image))) == len(sample.expected)
         if sample.path.suffix == ".pdf":
+            pypdfium2: Any = importlib.import_module("pypdfium2")  # it ships no types
             document = pypdfium2.PdfDocument(sample.path)
             assert len(document) == len(sample.expected)
             assert [round(side * DPI / 72) for side in document[0].get_size()] == [TILE, TILE]
