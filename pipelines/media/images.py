@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import warnings
 from functools import lru_cache
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,16 +101,26 @@ def open_image(data: bytes, limits: MediaLimits, *, keep_grey: bool = False) -> 
 
 
 class reading:  # noqa: N801 - a context manager reads as a verb
-    """Map whatever a Python decoder raises on hostile bytes to the tree: the one boundary for Pillow's errors."""
+    """Map whatever a Python decoder raises on hostile bytes to the tree: the one boundary for Pillow's errors.
+
+    Pillow's warnings are silenced, for nobody reads them in a decoder child; that of a bomb is an error.
+    """
 
     def __init__(self, what: str) -> None:
         self._what = what
+        self._warnings = warnings.catch_warnings()
 
     def __enter__(self) -> None:
-        """Nothing to open."""
+        """Set the filters."""
+        self._warnings.__enter__()
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Raise the mapped error from its cause."""
+        self._warnings.__exit__(kind, error, trace)
         if error is None or isinstance(error, (MediaError, InvalidParameter, MemoryError)):
             return
         if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -122,9 +133,7 @@ class reading:  # noqa: N801 - a context manager reads as a verb
 
 def open_lazily(file: io.BytesIO | io.BufferedReader, limits: MediaLimits) -> ImageFile.ImageFile:
     """Read the header alone and check the size. Raises `MediaTooLarge`; call it inside `reading`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=FORMATS)
     check_pixels(*image.size, limits)
     return image
 
