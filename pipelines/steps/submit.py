@@ -1,0 +1,168 @@
+"""SUBMIT: a request becomes one committed row, or an error that says what to change.
+
+Everything that can be told without opening a medium is told here: the kind, its parameters, the form of the source,
+whether the tenant may read it, whether an uploaded file exists, the quota. What only a fetch can tell (a missing
+object, a corrupt page) becomes a failed item, so that one bad medium never refuses its neighbours.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from pipelines.jobs.errors import BatchsightError, InvalidParameter, MediaNotFound, QuotaExceeded, RequestTooLarge
+from pipelines.jobs.ids import uuid7
+from pipelines.jobs.models import JobPriority
+from pipelines.kinds import registry
+from pipelines.kinds.base import MediaClass
+from pipelines.kinds.registry import AnyKind
+from pipelines.media.globs import parse_s3
+from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.store import files, jobs, tenants
+from pipelines.store.tenants import Tenant
+
+_LOOKUPS = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitRules:
+    """The installation's own rules."""
+
+    allowed_buckets: tuple[str, ...]
+    https_sources: bool
+    max_items: int
+
+    def for_tenant(self, tenant: Tenant) -> AccessRules:
+        """What this tenant may read."""
+        buckets = self.allowed_buckets if tenant.allowed_buckets is None else tenant.allowed_buckets
+        return AccessRules(buckets=buckets, https=self.https_sources)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What a client asks for. `source` is normalised: uploaded files are `upload:<uuid>` (in `file_ids`, the UUID)."""
+
+    kind: str
+    parameters: Mapping[str, Any]
+    source: Mapping[str, Any]
+    priority: JobPriority = JobPriority.NORMAL
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    deadline_at: datetime | None = None
+
+
+def submit(conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules) -> uuid.UUID:
+    """Check and insert; the caller's transaction commits. The new job's id.
+
+    Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge` or
+    `QuotaExceeded`, each naming the field in `param`.
+    """
+    kind = registry.get(submission.kind)
+    parameters = kind.validate(submission.parameters)
+    if submission.deadline_at is not None and submission.deadline_at <= datetime.now(UTC):
+        raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
+    count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
+    _check_quota(conn, tenant, count)
+    job_id = uuid7()
+    jobs.insert_job(
+        conn,
+        jobs.NewJob(
+            job_id=job_id,
+            tenant_id=tenant.tenant_id,
+            kind=kind.name,
+            parameters=parameters,
+            source=dict(submission.source),
+            priority=submission.priority,
+            deadline_at=submission.deadline_at,
+            metadata=dict(submission.metadata),
+        ),
+    )
+    return job_id
+
+
+def _check_source(
+    conn: Connection,
+    kind: AnyKind,
+    tenant: Tenant,
+    source: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    rules: SubmitRules,
+) -> int:
+    """How many items are known already."""
+    access = rules.for_tenant(tenant)
+    needs_media = MediaClass.NONE not in kind.media
+    match source["type"]:
+        case "none":
+            if needs_media:
+                raise InvalidParameter(
+                    f"{kind.name} needs media; name them in source (media, prefix, manifest or files)", param="source"
+                )
+            return 1
+        case "prefix":
+            with _at("source.url"):
+                pattern = parse_s3(str(source["url"]))
+                allow(S3Address(bucket=pattern.bucket, key=pattern.prefix), access)
+            return 1
+        case "manifest":
+            if "url" in source:
+                _check_urls(conn, tenant, [("source.url", str(source["url"]))], access)
+            return 1
+        case "files":
+            entries = [(f"source.file_ids.{n}", f"upload:{entry}") for n, entry in enumerate(source["file_ids"])]
+        case "media":
+            entries = [(f"source.media.{n}", str(entry["url"])) for n, entry in enumerate(source["media"])]
+        case other:
+            raise InvalidParameter(f"there is no source type {other!r}", param="source.type")
+    if len(entries) > rules.max_items:
+        raise RequestTooLarge(
+            f"the request names {len(entries)} media; {rules.max_items} are taken at once: use a manifest or a prefix",
+            param="source",
+        )
+    _check_urls(conn, tenant, entries, access)
+    for index, entry in enumerate(source.get("media", ())):
+        if entry.get("parameters"):
+            with _at(f"source.media.{index}", keep=True):
+                kind.validate({**parameters, **entry["parameters"]})
+    return 1 if kind.many_media else len(entries)
+
+
+def _check_urls(conn: Connection, tenant: Tenant, entries: Sequence[tuple[str, str]], access: AccessRules) -> None:
+    uploads: list[tuple[str, uuid.UUID]] = []
+    for param, url in entries:
+        with _at(param):
+            address = parse_url(url)
+            allow(address, access)
+            if isinstance(address, S3Address) and not address.key:
+                raise InvalidParameter(f"{url} names a bucket, not an object; use a prefix source", param=param)
+            if isinstance(address, UploadAddress):
+                uploads.append((param, address.file_id))
+    for start in range(0, len(uploads), _LOOKUPS):
+        part = uploads[start : start + _LOOKUPS]
+        found = files.existing(conn, tenant.tenant_id, [file_id for _, file_id in part])
+        for param, file_id in part:
+            if file_id not in found:
+                raise MediaNotFound(f"there is no uploaded file file-{file_id.hex}; upload it first", param=param)
+
+
+def _check_quota(conn: Connection, tenant: Tenant, count: int) -> None:
+    active = tenants.active_items(conn, tenant.tenant_id)
+    if active + count > tenant.max_active_items:
+        raise QuotaExceeded(
+            f"{active} items are waiting or running, and {tenant.max_active_items} are allowed at once; "
+            "wait for some to end, or cancel a job"
+        )
+
+
+@contextmanager
+def _at(param: str, *, keep: bool = False) -> Iterator[None]:
+    """Say where in the request an error is; `keep`: the error's own place stands behind it."""
+    try:
+        yield
+    except BatchsightError as error:
+        error.param = f"{param}.{error.param}" if keep and error.param else param
+        raise

@@ -1,0 +1,221 @@
+"""From settings to working parts: the one place where the workers' rooms are joined."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipelines.blobs.base import BlobStore
+from pipelines.blobs.connect import connect
+from pipelines.blobs.s3 import S3ObjectReader, S3Options
+from pipelines.engine.types import Engine
+from pipelines.jobs.errors import ConfigurationError, MediaNotFound
+from pipelines.jobs.models import JobSpec
+from pipelines.media.cache import DiskCache
+from pipelines.media.images import TILE
+from pipelines.media.isolate import Decoder
+from pipelines.media.limits import MediaLimits
+from pipelines.media.options import Output
+from pipelines.media.pack import PREPROCESSING_VERSION
+from pipelines.media.sources import Fetcher
+from pipelines.media.ssrf import guarded_client
+from pipelines.settings import Settings
+from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.infer import InferTools
+from pipelines.steps.paginate import PaginateTools
+from pipelines.steps.plan import PlanTools
+from pipelines.steps.prepare import PrepareTools
+from pipelines.steps.shelf import Loader, Shelf
+from pipelines.steps.sources import SourceOpener, StoredUpload
+from pipelines.store import files
+from pipelines.store.session import Database
+from workers.cpu_runtime import CpuRuntime, CpuRuntimeOptions
+from workers.gpu_runtime import GpuRuntime, GpuRuntimeOptions
+from workers.stream import StreamPublisher
+
+
+def worker_name(role: str) -> str:
+    """Who holds a lease: role, host and process."""
+    return f"{role}@{socket.gethostname()}:{os.getpid()}"
+
+
+def s3_options(settings: Settings) -> S3Options:
+    """How S3 is reached."""
+    secret = settings.s3_secret_access_key
+    return S3Options(
+        endpoint_url=settings.s3_endpoint_url,
+        region=settings.s3_region,
+        access_key_id=settings.s3_access_key_id,
+        secret_access_key=secret.get_secret_value() if secret else None,
+    )
+
+
+def blob_store(settings: Settings) -> BlobStore:
+    """The blob store of this installation."""
+    return connect(settings.blob_url, s3=s3_options(settings), public_endpoint_url=settings.s3_public_endpoint_url)
+
+
+def media_limits(settings: Settings) -> MediaLimits:
+    """Bounds on media, from settings."""
+    return MediaLimits(
+        image_bytes=settings.max_image_bytes,
+        document_bytes=settings.max_video_bytes,
+        video_bytes=settings.max_video_bytes,
+        pages=settings.max_document_pages,
+        decode_wall_seconds=settings.decode_wall_seconds,
+        decode_memory_bytes=settings.decode_memory_bytes,
+    )
+
+
+def is_remote(settings: Settings) -> bool:
+    """Whether answers come from an OpenAI-compatible server."""
+    return settings.engine == "remote" or (
+        settings.engine == "auto" and settings.model.startswith(("http://", "https://"))
+    )
+
+
+def tile_size(settings: Settings) -> int:
+    """Side of a tile in pixels: the checkpoint's own where its folder is visible from here, else the card's 448."""
+    folder = Path(settings.model) if settings.model and not is_remote(settings) else None
+    if folder is None or not (folder / "config.json").is_file():
+        return TILE
+    from pipelines.engine.config import read_config  # noqa: PLC0415 - only where a checkpoint is at hand
+
+    return read_config(folder).image_size
+
+
+def cpu_runtime(settings: Settings) -> CpuRuntime:
+    """Everything one child of a cpu worker owns."""
+    database = Database(settings.database_url, pool_size=2, application_name=worker_name("cpu"))
+    blobs = blob_store(settings)
+    limits = media_limits(settings)
+    objects = S3ObjectReader(s3_options(settings))
+
+    def find_upload(spec: JobSpec, address: UploadAddress) -> StoredUpload | None:
+        with database.begin() as conn:
+            return files.get(conn, spec.tenant_id, address.file_id)
+
+    def rules(spec: JobSpec) -> AccessRules:
+        buckets = settings.allowed_buckets if spec.allowed_buckets is None else spec.allowed_buckets
+        return AccessRules(buckets=buckets, https=settings.https_sources)
+
+    @contextmanager
+    def open_manifest(spec: JobSpec, source: Mapping[str, Any]) -> Iterator[Iterable[bytes]]:
+        if "inline" in source:
+            yield [str(source["inline"]).encode()]
+            return
+        address = parse_url(str(source.get("url") or f"upload:{source['file_id']}"))
+        allow(address, rules(spec))
+        if isinstance(address, UploadAddress):
+            upload = find_upload(spec, address)
+            if upload is None:
+                raise MediaNotFound("the manifest's file is gone; upload it again")
+            yield blobs.stream(upload.blob_key)
+        elif isinstance(address, S3Address):
+            yield objects.read(address.bucket, address.key)
+        else:
+            raise ConfigurationError("a manifest must lie in S3 or be uploaded")
+
+    opener = SourceOpener(
+        fetcher=Fetcher(
+            DiskCache(settings.scratch_dir / "fetched", settings.fetch_cache_bytes),
+            limits,
+            objects=objects,
+            uploads=blobs,
+            https=guarded_client() if settings.https_sources else None,
+        ),
+        find_upload=find_upload,
+        rules=rules,
+    )
+    decoder = Decoder(limits)
+    return CpuRuntime(
+        database=database,
+        plan_tools=PlanTools(
+            objects=objects,
+            open_manifest=open_manifest,
+            find_upload=find_upload,
+            rules=rules,
+            max_items=settings.max_planned_items,
+        ),
+        paginate_tools=PaginateTools(fetch=opener.open, decoder=decoder),
+        prepare_tools=PrepareTools(
+            fetch=opener.open,
+            decoder=decoder,
+            shelf=Shelf(database, blobs),
+            output=Output.IMAGES if is_remote(settings) else Output.TILES,
+            tile=tile_size(settings),
+        ),
+        options=CpuRuntimeOptions(
+            worker=worker_name("cpu"),
+            lease_seconds=settings.lease_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+        ),
+    )
+
+
+def load_model(settings: Settings) -> Engine:
+    """The engine of this process. Raises a `CheckpointError` or `ConfigurationError` that says what to change."""
+    if settings.engine == "fake":
+        from pipelines.engine.fake import FakeEngine, FakeOptions  # noqa: PLC0415 - chosen at run time
+
+        return FakeEngine(FakeOptions(model=settings.model_name, slots=settings.engine_slots))
+    if is_remote(settings):
+        return _remote(settings)
+    if not settings.model:
+        raise ConfigurationError("MODEL is not set; name a checkpoint folder, or the URL of a server")
+    from pipelines.engine.load import load_engine  # noqa: PLC0415 - torch takes seconds, and only this role needs it
+    from pipelines.engine.options import EngineOptions  # noqa: PLC0415 - with it
+
+    return load_engine(
+        Path(settings.model),
+        EngineOptions(
+            model_name=settings.model_name,
+            device=settings.engine_device,
+            dtype=settings.engine_dtype,
+            quantization=settings.engine_quantization,
+            parallel=settings.engine_parallel,
+            max_slots=settings.engine_slots,
+            threads=settings.engine_threads or os.cpu_count() or 1,
+            kv_cache_bytes=settings.engine_kv_cache_bytes,
+            stall_seconds=settings.engine_stall_seconds,
+        ),
+    )
+
+
+def _remote(settings: Settings) -> Engine:
+    from pipelines.engine.remote import RemoteEngine, RemoteOptions  # noqa: PLC0415 - chosen at run time
+
+    key = settings.remote_api_key
+    return RemoteEngine(
+        RemoteOptions(
+            url=settings.model,
+            model=settings.remote_model,
+            api_key=key.get_secret_value() if key else None,
+            slots=settings.engine_slots,
+        )
+    )
+
+
+def gpu_runtime(settings: Settings, engine: Engine) -> GpuRuntime:
+    """Everything an engine worker owns beside its engine."""
+    name = worker_name("gpu")
+    return GpuRuntime(
+        database=Database(settings.database_url, pool_size=4, application_name=name),
+        tools=InferTools(
+            engine=engine,
+            packs=Loader(blob_store(settings)),
+            worker=name,
+            preprocessing_version=PREPROCESSING_VERSION,
+        ),
+        streams=StreamPublisher(settings.redis_url),
+        options=GpuRuntimeOptions(
+            worker=name,
+            lease_seconds=settings.lease_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            drain_seconds=settings.drain_seconds,
+        ),
+    )
