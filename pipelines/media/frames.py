@@ -214,27 +214,38 @@ class PyAVReader(_Base):
 
     def _frame(self, index: int, upcoming: Sequence[int]) -> Frame:
         time = int(self._times[index])
-        # The next one is wanted too, or the decoder could skip it while it runs ahead (frames come out of order).
+        # Those that follow are wanted too, for the decoder runs ahead of the frames that it gives out.
         self._wanted = {time, *(int(self._times[i]) for i in upcoming[:_LOOKAHEAD] if 0 <= i < self.frames)}
         key = self._key_before(time)
-        if self._position is None or time <= self._position or key > self._position:
+        try:
+            if self._position is not None and self._position < time and key <= self._position:
+                found = self._seek_forward(time)
+                if found is not None:
+                    return self._pixels(found)
+            # Behind us, behind another key frame, or skipped by the decoder before it was wanted.
             self._container.seek(key, stream=self._stream, backward=True)
             self._context.flush_buffers()
             self._decoded = self._run()
-        try:
-            for frame in self._decoded:
-                if frame.pts is None:
-                    continue
-                self._position = frame.pts
-                if frame.pts == time:
-                    return self._pixels(frame)
-                if frame.pts > time:
-                    break
+            found = self._seek_forward(time)
         except self._errors as error:
             self._position = None
             raise CorruptMedia(f"Frame {index} of the video does not decode.") from error
+        if found is None:
+            raise CorruptMedia(f"Frame {index} of the video does not decode.")
+        return self._pixels(found)
+
+    def _seek_forward(self, time: int) -> Any:
+        """The frame of this presentation time; None where the decoder passes it by or ends."""
+        for frame in self._decoded:
+            if frame.pts is None:
+                continue
+            self._position = frame.pts
+            if frame.pts == time:
+                return frame
+            if frame.pts > time:
+                break
         self._position = None
-        raise CorruptMedia(f"Frame {index} of the video does not decode.")
+        return None
 
     def _run(self) -> Iterator[Any]:
         for packet in self._container.demux(self._stream):

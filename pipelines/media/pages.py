@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from pipelines.media.limits import MediaLimits
 from pipelines.media.sniff import SNIFF_BYTES, MediaType, sniff
 
 POINTS_AN_INCH = 72
-_PDFIUM_PASSWORD_ERROR = 4  # FPDF_ERR_PASSWORD in pdfium's fpdfview.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +88,30 @@ class PdfFile(_Closing):
         self._document: Any = None
         self._error: type[Exception] = pypdfium2.PdfiumError
         try:
-            self._document = pypdfium2.PdfDocument(path)
+            self._document = pypdfium2.PdfDocument(self._load(path, pypdfium2.raw))
             self._document.init_forms()  # or the text that a form was filled with is not drawn
             self.pages = len(self._document)
         except self._error as error:
             self.close()
-            if getattr(error, "err_code", None) == _PDFIUM_PASSWORD_ERROR:
-                raise EncryptedDocument("The PDF needs a password; send it without encryption.") from error
             raise CorruptMedia("The PDF is damaged and does not open.") from error
         try:
             _check_pages(self.pages, limits)
         except BatchsightError:
             self.close()
             raise
+
+    @staticmethod
+    def _load(path: Path, raw: Any) -> Any:
+        # Not left to pypdfium2: for a document without pages it reports whatever error came before.
+        handle = raw.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
+        if not handle:
+            if raw.FPDF_GetLastError() == raw.FPDF_ERR_PASSWORD:
+                raise EncryptedDocument("The PDF needs a password; send it without encryption.")
+            raise CorruptMedia("The PDF is damaged and does not open.")
+        if raw.FPDF_GetPageCount(handle) < 1:
+            raw.FPDF_CloseDocument(handle)
+            raise EmptyDocument("The document has no page.")
+        return handle
 
     def size(self, page: int) -> tuple[float, float]:
         """Width and height of a page in points."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -78,7 +77,7 @@ def test_a_link_out_of_the_folder_is_not_followed_by_writes(tmp_path: Path) -> N
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
     store = LocalBlobStore(tmp_path / "blobs")
-    os.symlink(outside, tmp_path / "blobs" / "k")
+    (tmp_path / "blobs" / "k").symlink_to(outside)
     store.put("k", b"new")
     assert outside.read_bytes() == b"precious"
     assert store.get("k") == b"new"

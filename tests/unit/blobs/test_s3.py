@@ -156,7 +156,7 @@ def answering(answer: bytes) -> Iterator[str]:
     [
         b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
         b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: \"x\"\r\nConnection: close\r\n\r\nonly this",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\nETag: "x"\r\nConnection: close\r\n\r\nonly this',
         b"rubbish",
     ],
     ids=["slow down", "error", "truncated", "no http"],

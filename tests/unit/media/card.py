@@ -1,4 +1,4 @@
-"""The model card's way of loading, written again from its description, as the oracle: one tile and one frame at a time."""
+"""The model card's way of loading, written again from its description, as the oracle: one tile, one frame at a time."""
 
 from __future__ import annotations
 

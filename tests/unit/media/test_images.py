@@ -57,7 +57,9 @@ def test_tiles_equal_the_cards_to_the_pixel(size: tuple[int, int], max_tiles: in
 @settings(max_examples=40, deadline=None)
 def test_small_tiles_equal_the_cards_too(width: int, height: int, max_tiles: int, seed: int) -> None:
     image = noise(width, height, seed)
-    assert np.array_equal(cut_tiles(image, max_tiles=max_tiles, tile=56), card.tiles(image, max_tiles=max_tiles, size=56))
+    assert np.array_equal(
+        cut_tiles(image, max_tiles=max_tiles, tile=56), card.tiles(image, max_tiles=max_tiles, size=56)
+    )
 
 
 def test_grey_tiles_equal_those_of_the_same_picture_in_rgb() -> None:

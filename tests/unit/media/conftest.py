@@ -1,0 +1,23 @@
+"""Clips are encoded once for all tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.video_reader_contract import FRAMES
+from tests.unit.media.samples import clip
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    size = {"width": 160, "height": 128}
+    clip(folder / "h264.mp4", FRAMES, options={"g": "12", "preset": "veryfast"}, **size)
+    clip(folder / "h264-long-gop.mkv", FRAMES, options={"g": "250", "bf": "3", "preset": "veryfast"}, **size)
+    clip(folder / "h264-intra.mov", FRAMES, options={"g": "1", "preset": "ultrafast"}, **size)
+    clip(folder / "vp9.webm", FRAMES, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}, **size)
+    clip(folder / "mpeg4.avi", FRAMES, codec="mpeg4", options={"qscale": "3"}, **size)
+    clip(folder / "av1.mp4", 20, codec="libsvtav1", options={"preset": "12"}, **size)
+    return folder
