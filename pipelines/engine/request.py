@@ -123,10 +123,10 @@ class ActiveRequest:
         """Whether somebody has seen the text so far."""
         return self.handle.streaming
 
-    def admitted(self) -> None:
+    def admitted(self, when: float) -> None:
         """Note when the first step with this request began."""
         if self._admitted is None:
-            self._admitted = time.monotonic()
+            self._admitted = when
 
     def token(self, token: int, logprob: float, *, guard: bool) -> FinishReason | None:
         """Take a token; returns why the answer is finished, or None."""

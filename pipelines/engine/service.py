@@ -21,6 +21,7 @@ from pipelines.engine.request import ActiveRequest, Bounds, prepare
 from pipelines.engine.sequence import Sequence
 from pipelines.engine.tokenizer import Tokenizer
 from pipelines.engine.types import EngineInfo, EngineRequest, EngineStats, FinishReason, Handle, OnText
+from pipelines.jobs.errors import EngineError
 
 _log = logging.getLogger(__name__)
 
@@ -141,18 +142,25 @@ class LocalEngine:
         started = time.monotonic()
         events = self._core.step()
         self._progress = time.monotonic()
-        self._charge(self._progress - started)
+        self._charge(started, self._progress)
         for event in events:
             active = self._active[event.sequence]
             if isinstance(event, Failed):
                 self._drop(active)
                 active.handle.fail(event.error)
                 continue
-            reason = active.token(event.token, event.logprob, guard=self._guard)
-            if reason is not None:
-                self._finish(active, reason)
+            try:
+                reason = active.token(event.token, event.logprob, guard=self._guard)
+                if reason is not None:
+                    self._finish(active, reason)
+            except Exception as error:
+                # The only foreign code here is the caller's callback: its defect is its own request's.
+                _log.exception("engine.callback_failed")
+                failure = EngineError("the callback of the request failed")
+                failure.__cause__ = error
+                self._fail(active, failure)
 
-    def _charge(self, seconds: float) -> None:
+    def _charge(self, started: float, ended: float) -> None:
         """Divide a step's time among its requests by their rows; a tile counts as its visual tokens."""
         step = self._core.last
         if step is None:
@@ -160,11 +168,11 @@ class LocalEngine:
         shares: list[tuple[Sequence, int]] = [(each, 1) for each in step.decoding]
         for sequence, size in step.prefilling:
             shares.append((sequence, size))
-            self._active[sequence].admitted()
         shares += [(each, tiles * self._config.tokens_per_tile) for each, _, tiles in step.encoding]
-        unit = seconds / max(sum(share for _, share in shares), 1)
+        unit = (ended - started) / max(sum(share for _, share in shares), 1)
         for sequence, share in shares:
             if active := self._active.get(sequence):
+                active.admitted(started)
                 active.device_seconds += unit * share
 
     def _finish(self, active: ActiveRequest, reason: FinishReason) -> None:

@@ -13,6 +13,7 @@ from pipelines.engine.load import load_engine
 from pipelines.engine.options import EngineOptions
 from pipelines.engine.service import LocalEngine
 from pipelines.engine.types import Tiles
+from tests.unit.engine.harness import Bench, load_bench
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,6 +64,12 @@ def start() -> Iterator[Callable[..., LocalEngine]]:
 def engine(checkpoint: Path, start: Callable[..., LocalEngine]) -> LocalEngine:
     """One engine that answers every request alike, for tests that do not change it."""
     return start(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def bench(checkpoint: Path) -> Bench:
+    """The tiny model, for cores of any size."""
+    return load_bench(checkpoint)
 
 
 def tiles(*counts: int, seed: int = 0, size: int = 56) -> Tiles:

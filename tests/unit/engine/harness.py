@@ -19,7 +19,8 @@ from pipelines.engine.runner import Runner
 from pipelines.engine.scheduler import Limits, Scheduler
 from pipelines.engine.sequence import Sequence
 from pipelines.engine.tokenizer import Tokenizer, read_tokenizer
-from pipelines.engine.types import EngineRequest
+from pipelines.engine.service import LocalEngine
+from pipelines.engine.types import Accepts, EngineInfo, EngineRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,21 @@ class Bench:
             config=self.config,
             bounds=Bounds(context=limits.context, cache=limits.pages * limits.page_size),
         )
+
+    def engine(self, core: EngineCore, **options: Any) -> LocalEngine:
+        info = EngineInfo(
+            model="bench",
+            weights_hash="0",
+            accepts=Accepts.TILES,
+            slots=core.scheduler.limits.slots,
+            context_length=core.scheduler.limits.context,
+            image_size=self.config.vision.image_size,
+            tokens_per_tile=self.config.tokens_per_tile,
+            device="cpu",
+            dtype="float64",
+            attention="sdpa",
+        )
+        return LocalEngine(core, info=info, config=self.config, tokenizer=self.tokenizer, **options)
 
 
 def load_bench(folder: Path, dtype: torch.dtype = torch.float64) -> Bench:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import pytest
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine.scheduler import Limits
 from pipelines.engine.types import EngineRequest, GenerationParams, Priority, Tiles
 from tests.unit.engine.conftest import tiles
-from tests.unit.engine.harness import Bench, load_bench, run, take
+from tests.unit.engine.harness import Bench, run, take
 
 ROOMY = Limits(slots=1, pages=200, page_size=8, context=8192, max_rows=4096, tile_budget=64, embedding_tiles=64)
 
@@ -35,8 +34,6 @@ def _media(images: tuple[tuple[int, int], ...]) -> Tiles | None:
     if not images:
         return None
     parts = [tiles(count, seed=seed) for seed, count in images]
-    import numpy as np
-
     return Tiles(
         pixels=np.concatenate([part.pixels for part in parts]),
         counts=tuple(part.counts[0] for part in parts),
@@ -54,11 +51,6 @@ def _request(arrival: Arrival) -> EngineRequest:
         priority=arrival.priority,
         group=arrival.group,
     )
-
-
-@pytest.fixture(scope="module")
-def bench(checkpoint: Path) -> Bench:
-    return load_bench(checkpoint)
 
 
 _params = st.sampled_from(
