@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import math
 import random
 from pathlib import Path
@@ -78,14 +79,10 @@ def draw_lines(lines: list[str], *, columns: int = 1, rows: int = 1, style: Styl
     for number, line in enumerate(lines):
         base = style.top + number * style.line_height + int(0.95 * style.size)
         pen.text((style.left, base), line, font=font, fill=style.ink, anchor="ls")
-        # Kerning is spread over the line: a character's centre is right to a pixel or two.
-        scale = font.getlength(line) / max(1.0, width(line, style))
-        x, y = float(style.left), base - 0.3 * style.size
-        for character in line:
-            step = scale * _advance(style.face, style.size, character)
-            places.append((x + step / 2, y))
-            x += step
-        places.append((min(x + 0.3 * style.size, wide - 1), y))
+        y = base - 0.3 * style.size
+        ends = [font.getlength(line[:count]) for count in range(len(line) + 1)]  # with kerning
+        places += [(style.left + (begin + end) / 2, y) for begin, end in itertools.pairwise(ends)]
+        places.append((min(style.left + ends[-1] + 0.3 * style.size, wide - 1), y))
     return Page(image=image, text="\n".join(lines), places=tuple(places[:-1]))
 
 
