@@ -48,6 +48,8 @@ CREATE TABLE documents (
 CREATE INDEX documents_claimable ON documents (job_id, doc) WHERE state = 'pending' AND enqueued_at IS NULL;
 CREATE INDEX documents_enqueued ON documents (job_id, doc) WHERE state = 'pending' AND enqueued_at IS NOT NULL;
 CREATE INDEX documents_leased ON documents (job_id, doc) WHERE state = 'leased';
+CREATE INDEX documents_suspect ON documents (job_id, doc)
+    WHERE losses > 0 AND state = 'pending' AND enqueued_at IS NULL;
 COMMENT ON COLUMN documents.doc IS '0, 1, 2 … in the order of the source';
 COMMENT ON COLUMN documents.name IS 'what the client knows it by: key, file name, manifest id';
 COMMENT ON COLUMN documents.media IS 'list of {url, version, size}';

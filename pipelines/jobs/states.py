@@ -129,7 +129,7 @@ def roll_up(
         everything_ended = plan is PlanState.DONE and not unplanned_documents and not cancelled and succeeded + failed
         if not everything_ended:
             return JobState.CANCELLED
-    if plan is PlanState.FAILED and not unfinished:
+    if plan is PlanState.FAILED and not unfinished and not unplanned_documents:
         return JobState.PARTIAL if succeeded else JobState.FAILED
     if plan is PlanState.PENDING and not unfinished and not succeeded and not failed:
         return JobState.QUEUED

@@ -176,6 +176,12 @@ documents = Table(
         postgresql_where=text("state = 'pending' AND enqueued_at IS NOT NULL"),
     ),
     Index("documents_leased", "job_id", "doc", postgresql_where=text("state = 'leased'")),
+    Index(
+        "documents_suspect",
+        "job_id",
+        "doc",
+        postgresql_where=text("losses > 0 AND state = 'pending' AND enqueued_at IS NULL"),
+    ),
     postgresql_partition_by="RANGE (job_id)",
 )
 
