@@ -76,6 +76,11 @@ class GpuRuntime:
                 ended = stands and isinstance(outcome, Succeeded | Failed | Cancelled)
                 self._streams.finish(item.job_id, item.seq, item.attempt, ended=ended)
 
+    @property
+    def draining(self) -> bool:
+        """True once nothing more is claimed."""
+        return self._draining.is_set()
+
     def drain(self) -> None:
         """Stop claiming; after the grace time give back what still runs. Returns at once."""
         if self._draining.is_set():

@@ -85,7 +85,7 @@ def tile_size(settings: Settings) -> int:
         return TILE
     from pipelines.engine.config import read_config  # noqa: PLC0415 - only where a checkpoint is at hand
 
-    return read_config(folder).image_size
+    return read_config(folder).vision.image_size
 
 
 def cpu_runtime(settings: Settings) -> CpuRuntime:

@@ -15,138 +15,30 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING
 
 import boto3
 import psycopg
 import redis
 from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 
+from deploy.local.process import Child, guarded
 from pipelines.jobs.errors import ConfigurationError
 
-_CHILD = Path(__file__).with_name("child.py")
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 _NOBODY = 65534
-_TRIES = 5
 
 
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Server:
-    """One server process. Subclasses say how it is started and when it answers."""
-
-    name = "server"
-    stop_signal = signal.SIGTERM
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.resolve()
-        self.port = 0
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def pid(self) -> int:
-        """Of the running process; 0 while it is stopped."""
-        return self._process.pid if self._process and self._process.poll() is None else 0
-
-    @property
-    def log(self) -> Path:
-        """Where it writes."""
-        return self.folder / f"{self.name}.log"
-
-    def prepare(self) -> None:
-        """Make the data folder; called before each start."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def command(self) -> Sequence[str]:
-        """What to run, on `self.port`."""
-        raise ConfigurationError(f"{self.name} has no command")
-
-    def answers(self) -> bool:
-        """Whether it serves requests."""
-        return False
-
-    def start(self, *, timeout: float = 60.0) -> Self:
-        """Start and wait until it answers. Raises `ConfigurationError` with the end of its log."""
-        self.prepare()
-        for attempt in range(_TRIES):
-            keep = self.port and attempt == 0  # a restart comes back on its port, so that clients find it again
-            self.port = self.port if keep else free_port()
-            self._spawn()
-            if self._wait(timeout):
-                return self
-            self.kill()
-        tail = self.log.read_text(errors="replace")[-2000:] if self.log.exists() else ""
-        raise ConfigurationError(f"{self.name} did not start; the end of {self.log}:\n{tail}")
-
-    def stop(self, *, timeout: float = 20.0) -> None:
-        """Stop it in its own way. Repeatable."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(self.stop_signal)
-            try:
-                self._process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
-
-    def kill(self) -> None:
-        """`kill -9`. Repeatable."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def restart(self) -> Self:
-        """Stop and start, on the same port and data."""
-        self.stop()
-        return self.start()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _spawn(self) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_CHILD), *self._drop(), str(int(self.stop_signal)), *self.command()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                start_new_session=True,  # Ctrl-C reaches the supervisor, who stops its servers in order
-            )
-
-    def _drop(self) -> Sequence[str]:
-        return ()
-
-    def _wait(self, timeout: float) -> bool:
-        until = time.monotonic() + timeout
-        while time.monotonic() < until:
-            if self._process is None or self._process.poll() is not None:
-                return False
-            if self.answers():
-                return True
-            time.sleep(0.02)
-        return False
-
-
-class Postgres(Server):
+class Postgres(Child):
     """PostgreSQL. `durable=False` (for tests) gives up safety against power loss, not against its own crash."""
 
     name = "postgres"
-    stop_signal = signal.SIGINT  # fast shutdown: open sessions are ended
+    stop_signal = death_signal = signal.SIGINT  # fast shutdown: open sessions are ended
 
     def __init__(self, folder: Path, *, durable: bool = True, max_connections: int = 200) -> None:
         super().__init__(folder)
@@ -206,7 +98,7 @@ class Postgres(Server):
                 os.chown(path, _NOBODY, _NOBODY)
         done = subprocess.run(
             [
-                *(sys.executable, "-I", "-S", str(_CHILD), *self._drop(), "9", str(self._binary("initdb"))),
+                *guarded(signal.SIGKILL, self.drop(), [str(self._binary("initdb"))]),
                 *("-D", str(self._data), "-U", "batchsight", "-E", "UTF8", "--locale=C"),
                 *("--auth=scram-sha-256", f"--pwfile={self._password_file}", "--no-sync"),
             ],
@@ -249,12 +141,8 @@ class Postgres(Server):
             self._process.wait(20)
         self._process = None
 
-    def kill(self) -> None:
-        """`kill -9` of the postmaster; its children end by themselves."""
-        super().kill()
-        # The lock file of a killed postmaster names a pid that is gone; the next start checks that by itself.
-
-    def _drop(self) -> Sequence[str]:
+    def drop(self) -> Sequence[str]:
+        """PostgreSQL refuses to run as root."""
         return ("--drop", str(_NOBODY)) if os.geteuid() == 0 else ()
 
     @staticmethod
@@ -269,10 +157,11 @@ class Postgres(Server):
         return installs[-1] / "bin" / name  # `pginstall18` beside an older `pginstall`
 
 
-class Redis(Server):
+class Redis(Child):
     """Redis or Valkey. `durable`: an append-only file, as a queue that outlives a restart wants it."""
 
     name = "redis"
+    death_signal = signal.SIGTERM  # writes what it has
 
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         super().__init__(folder)
@@ -319,7 +208,7 @@ class Redis(Server):
         return str(Path(spec.origin).parent / "bin" / "redis-server")
 
 
-class ObjectStore(Server):
+class ObjectStore(Child):
     """S3 from `rclone serve s3`: a bucket is a folder. Signed requests, path style."""
 
     name = "s3"
@@ -334,7 +223,7 @@ class ObjectStore(Server):
         """For `S3_ENDPOINT_URL`."""
         return f"http://127.0.0.1:{self.port}"
 
-    def client(self) -> object:
+    def client(self) -> S3Client:
         """A boto3 client of this server."""
         return boto3.client(
             "s3",
@@ -373,7 +262,10 @@ class ObjectStore(Server):
         ]
 
     def answers(self) -> bool:
-        """A TCP connection is accepted."""
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+        """A request signed with its own keys is accepted: another server on this port would refuse it."""
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            self.client().list_buckets()
+        except (OSError, BotoCoreError, ClientError):
+            return False
+        return True

@@ -1,0 +1,177 @@
+"""How a worker process lives: build when it starts, drain when it is told to stop, exit when its engine dies.
+
+The cpu worker builds one runtime in each forked child. The engine worker loads its model before it takes a message
+(`worker_init`: in a thread pool `worker_process_init` never fires), and a load that fails ends the process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Generic, TypeVar
+
+import structlog
+from celery import Celery, signals
+
+from pipelines.engine.types import Engine
+from pipelines.jobs.errors import BatchsightError, InternalError
+from pipelines.settings import Settings
+from workers.app import CPU, CPU_INTERACTIVE, GPU, GPU_INTERACTIVE, create_app
+from workers.cpu_runtime import CpuRuntime
+from workers.gpu_runtime import GpuRuntime, run_on_engine_death
+from workers.health import HealthServer
+from workers.hints import CancelHints
+from workers.logs import configure_logs
+from workers.registry import Registration
+from workers.tasks import register_cpu, register_gpu
+from workers.wiring import cpu_runtime, gpu_runtime, load_model, worker_name
+
+_log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+EXIT_ENGINE_DEAD = 70
+"""Exit status of an engine worker whose engine can make no more progress (EX_SOFTWARE of sysexits.h)."""
+
+
+class _Built(Generic[T]):
+    """What a signal built, for the tasks to use."""
+
+    def __init__(self) -> None:
+        self._value: T | None = None
+
+    def set(self, value: T | None) -> None:
+        self._value = value
+
+    def get(self) -> T:
+        if self._value is None:
+            raise InternalError("the worker has not finished starting")
+        return self._value
+
+
+def run_cpu_worker(settings: Settings, *, processes: int) -> int:
+    """Run the cpu worker until it is told to stop."""
+    configure_logs(settings, role="cpu")
+    app = create_app(settings, "cpu")
+    built: _Built[CpuRuntime] = _Built()
+    register_cpu(app, built.get)
+    name = worker_name("cpu")
+    registration = Registration(settings.database_url, worker=name, role="cpu", slots=processes)
+
+    @signals.worker_process_init.connect(weak=False)
+    def build(**_: Any) -> None:
+        built.set(cpu_runtime(settings))
+
+    @signals.worker_process_shutdown.connect(weak=False)
+    def close(**_: Any) -> None:
+        built.get().close()
+
+    @signals.worker_ready.connect(weak=False)
+    def ready(**_: Any) -> None:
+        # After the children are forked: a thread before a fork would be lost in them, and its locks would not be.
+        registration.start()
+        if settings.health_port:
+            HealthServer(settings.health_port, lambda: True)
+        _log.info("cpu_worker_ready", processes=processes)
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def stopping(**_: Any) -> None:
+        registration.drain()
+
+    code = _serve(app, "prefork", processes, [CPU_INTERACTIVE, CPU], name=name)
+    registration.close()
+    return code
+
+
+def run_gpu_worker(settings: Settings) -> int:
+    """Run the engine worker until it is told to stop, or its engine dies."""
+    configure_logs(settings, role="gpu")
+    app = create_app(settings, "gpu")
+    built: _Built[GpuRuntime] = _Built()
+    register_gpu(app, built.get)
+    worker = _GpuWorker(settings, built)
+    signals.worker_init.connect(worker.build, weak=False)
+    signals.worker_ready.connect(worker.ready, weak=False)
+    signals.worker_shutting_down.connect(worker.stopping, weak=False)
+    name = worker_name("gpu")
+    code = _serve(app, "threads", settings.engine_slots, [GPU_INTERACTIVE, GPU], name=name)
+    worker.close()
+    return code
+
+
+class _GpuWorker:
+    """The signal handlers of an engine worker, and what they share."""
+
+    def __init__(self, settings: Settings, built: _Built[GpuRuntime]) -> None:
+        self._settings = settings
+        self._built = built
+        self._engine: Engine | None = None
+        self._registration: Registration | None = None
+        self._hints: CancelHints | None = None
+
+    def build(self, **_: Any) -> None:
+        """Load the model; a failure ends the process."""
+        settings = self._settings
+        try:
+            engine = load_model(settings)
+        except BatchsightError as error:
+            _log.exception("model_load_failed", model=settings.model, code=error.code, message=error.message)
+            raise SystemExit(1) from error
+        runtime = gpu_runtime(settings, engine)
+        self._engine = engine
+        self._built.set(runtime)
+        self._registration = Registration(
+            settings.database_url, worker=worker_name("gpu"), role="gpu", slots=settings.engine_slots, engine=engine
+        )
+        self._registration.start()
+        self._hints = CancelHints(settings.redis_url, runtime.leases.check_now)
+        run_on_engine_death(engine.healthy, self._engine_died)
+        if settings.health_port:
+            HealthServer(settings.health_port, engine.healthy)
+        _log.info("engine_ready", model=engine.info.model, device=engine.info.device, attention=engine.info.attention)
+
+    def ready(self, **_: Any) -> None:
+        """Messages are taken from now on."""
+        _log.info("gpu_worker_ready", slots=self._settings.engine_slots)
+
+    def stopping(self, **_: Any) -> None:
+        """SIGTERM: claim nothing more; what still runs after the grace time is given back."""
+        self._built.get().drain()
+        if self._registration is not None:
+            self._registration.drain()
+
+    def close(self) -> None:
+        """After the last task has returned."""
+        runtime = self._built.get()
+        runtime.close()
+        if self._hints is not None:
+            self._hints.close()
+        if self._engine is not None:
+            self._engine.close()
+        if self._registration is not None:
+            self._registration.close()
+
+    def _engine_died(self) -> None:
+        runtime = self._built.get()
+        if runtime.draining:
+            return  # it was closed on purpose
+        runtime.give_back()
+        # The tasks' threads write "released" through the committer; then nothing more can be saved.
+        threading.Event().wait(2.0)
+        runtime.close()
+        _log.error("engine_worker_exits", status=EXIT_ENGINE_DEAD)
+        os._exit(EXIT_ENGINE_DEAD)
+
+
+def _serve(app: Celery, pool: str, concurrency: int, queues: list[str], *, name: str) -> int:
+    worker = app.Worker(
+        pool=pool,
+        concurrency=concurrency,
+        queues=queues,
+        hostname=name,
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
