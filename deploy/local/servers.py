@@ -25,7 +25,7 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from deploy.local.process import Child, guarded
+from deploy.local.server import Server, guarded
 from pipelines.jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NOBODY = 65534
 
 
-class Postgres(Child):
+class Postgres(Server):
     """PostgreSQL. `durable=False` (for tests) gives up safety against power loss, not against its own crash."""
 
     name = "postgres"
@@ -157,7 +157,7 @@ class Postgres(Child):
         return installs[-1] / "bin" / name  # `pginstall18` beside an older `pginstall`
 
 
-class Redis(Child):
+class Redis(Server):
     """Redis or Valkey. `durable`: an append-only file, as a queue that outlives a restart wants it."""
 
     name = "redis"
@@ -208,7 +208,7 @@ class Redis(Child):
         return str(Path(spec.origin).parent / "bin" / "redis-server")
 
 
-class ObjectStore(Child):
+class ObjectStore(Server):
     """S3 from `rclone serve s3`: a bucket is a folder. Signed requests, path style."""
 
     name = "s3"
