@@ -228,14 +228,15 @@ def fold(conn: Connection) -> Folded:
     return Folded(written=len(changed), succeeded=succeeded, ended=ended, finished=tuple(finished))
 
 
-def finished_jobs(conn: Connection, *, touched_only: bool) -> tuple[uuid.UUID, ...]:
-    """Running jobs in which nothing is left to do; `touched_only`: of those in which items ended just now."""
-    job_ids = None
-    if touched_only:
-        job_ids = list(conn.execute(_TOUCHED).scalars())
-        if not job_ids:
-            return ()
-    return tuple(conn.execute(_FINISHED, {"job_ids": job_ids}).scalars())
+def touched_jobs(conn: Connection) -> tuple[uuid.UUID, ...]:
+    """Jobs in which items ended since the last fold."""
+    return tuple(conn.execute(_TOUCHED).scalars())
+
+
+def finished_jobs(conn: Connection, *, job_ids: Sequence[uuid.UUID] | None = None) -> tuple[uuid.UUID, ...]:
+    """Running jobs (of `job_ids`, or all) in which nothing is left to do, found by index probes alone."""
+    values = {"job_ids": None if job_ids is None else list(job_ids)}
+    return tuple(conn.execute(_FINISHED, values).scalars())
 
 
 def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
@@ -252,8 +253,9 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
     )
     if not state.terminal or state not in JOB_ARROWS[JobState(job.state)]:
         return None
-    before = conn.execute(_USAGE, {"job_id": job_id}).one()
+    # Deltas before snapshot, as `fold` has it: the two must not wait for each other in a circle.
     last = conn.execute(_LAST_DELTAS, {"job_id": job_id}).mappings().one()
+    before = conn.execute(_USAGE, {"job_id": job_id}).one()
     if sum(counts.values()) != job.item_count:
         _log.error("item_count_differs", job_id=str(job_id), planned=job.item_count, counted=sum(counts.values()))
     plan_state = conn.execute(_END_JOB, {"job_id": job_id, "state": str(state)}).scalar_one()

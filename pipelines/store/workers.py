@@ -12,22 +12,25 @@ from sqlalchemy import Connection, text
 
 from pipelines.store.values import to_json
 
-_SEEN = text("""
+_ANNOUNCE = text("""
 INSERT INTO workers (id, role, slots, engine, stats, draining)
 VALUES (:id, :role, :slots, CAST(:engine AS jsonb), CAST(:stats AS jsonb), :draining)
 ON CONFLICT (id) DO UPDATE SET role = excluded.role, slots = excluded.slots, engine = excluded.engine,
     stats = excluded.stats, draining = excluded.draining, seen_at = now()
 """)
-_GONE = text("DELETE FROM workers WHERE id = :id")
+_FORGET = text("DELETE FROM workers WHERE id = :id")
 _LIST = text("""
 SELECT * FROM workers WHERE seen_at > now() - make_interval(secs => :within) ORDER BY role, id
 """)
-_FORGET = text("DELETE FROM workers WHERE seen_at < now() - make_interval(secs => :older_than)")
+_EXPIRE = text("DELETE FROM workers WHERE seen_at < now() - make_interval(secs => :older_than)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkerReport:
-    """What a process says of itself. `engine`: model, weights, device; `stats`: numbers for people to look at."""
+class Worker:
+    """A worker process. `engine`: model, weights, device; `stats`: numbers for people to look at.
+
+    The times are PostgreSQL's, and None in a worker that announces itself.
+    """
 
     worker_id: str
     role: str
@@ -35,32 +38,26 @@ class WorkerReport:
     engine: Mapping[str, Any] = field(default_factory=dict)
     stats: Mapping[str, Any] = field(default_factory=dict)
     draining: bool = False
+    started_at: datetime | None = None
+    seen_at: datetime | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Worker(WorkerReport):
-    """A report with its times."""
-
-    started_at: datetime
-    seen_at: datetime
-
-
-def seen(conn: Connection, report: WorkerReport) -> None:
+def announce(conn: Connection, worker: Worker) -> None:
     """Record that the worker is alive."""
     values = {
-        "id": report.worker_id,
-        "role": report.role,
-        "slots": report.slots,
-        "engine": to_json(report.engine),
-        "stats": to_json(report.stats),
-        "draining": report.draining,
+        "id": worker.worker_id,
+        "role": worker.role,
+        "slots": worker.slots,
+        "engine": to_json(worker.engine),
+        "stats": to_json(worker.stats),
+        "draining": worker.draining,
     }
-    conn.execute(_SEEN, values)
+    conn.execute(_ANNOUNCE, values)
 
 
-def gone(conn: Connection, worker_id: str) -> None:
+def forget(conn: Connection, worker_id: str) -> None:
     """Record a clean end."""
-    conn.execute(_GONE, {"id": worker_id})
+    conn.execute(_FORGET, {"id": worker_id})
 
 
 def list_workers(conn: Connection, *, within: float) -> tuple[Worker, ...]:
@@ -80,6 +77,6 @@ def list_workers(conn: Connection, *, within: float) -> tuple[Worker, ...]:
     )
 
 
-def forget(conn: Connection, *, older_than: float) -> int:
+def expire(conn: Connection, *, older_than: float) -> int:
     """Delete rows of workers that were not seen for so many seconds; how many."""
-    return conn.execute(_FORGET, {"older_than": older_than}).rowcount
+    return conn.execute(_EXPIRE, {"older_than": older_than}).rowcount
