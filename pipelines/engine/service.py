@@ -142,6 +142,8 @@ class LocalEngine:
         started = time.monotonic()
         events = self._core.step()
         self._progress = time.monotonic()
+        # Before the answers: who has one finds its tokens counted.
+        self._publish()
         self._charge(started, self._progress)
         for event in events:
             active = self._active[event.sequence]
@@ -153,7 +155,7 @@ class LocalEngine:
                 reason = active.token(event.token, event.logprob, guard=self._guard)
                 if reason is not None:
                     self._finish(active, reason)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - see below
                 # The only foreign code here is the caller's callback: its defect is its own request's.
                 _log.exception("engine.callback_failed")
                 failure = EngineError("the callback of the request failed")

@@ -18,8 +18,8 @@ from pipelines.engine.request import Bounds, prepare
 from pipelines.engine.runner import Runner
 from pipelines.engine.scheduler import Limits, Scheduler
 from pipelines.engine.sequence import Sequence
-from pipelines.engine.tokenizer import Tokenizer, read_tokenizer
 from pipelines.engine.service import LocalEngine
+from pipelines.engine.tokenizer import Tokenizer, read_tokenizer
 from pipelines.engine.types import Accepts, EngineInfo, EngineRequest
 
 

@@ -187,7 +187,7 @@ def test_a_client_that_vanishes_in_mid_stream_frees_its_pages(engine: LocalEngin
     stream = handle.stream()
     assert next(stream)
     neighbour = engine.submit(ask(1))
-    stream.close()
+    del stream
     handle.cancel()
     with pytest.raises(RequestCancelled):
         handle.future.result(60)
@@ -231,7 +231,7 @@ def test_a_prompt_that_the_cache_can_never_hold_is_refused_at_once(
         Tiles(pixels=np.zeros((2, 56, 56, 3), dtype=np.uint8), counts=(1,), digests=("a",)),
         Tiles(pixels=np.zeros((1, 56, 56, 3), dtype=np.uint8), counts=(1,), digests=()),
         Tiles(pixels=np.zeros((1, 448, 448, 3), dtype=np.uint8), counts=(1,), digests=("a",)),
-        Tiles(pixels=np.zeros((1, 56, 56, 3), dtype=np.float32), counts=(1,), digests=("a",)),  # type: ignore[arg-type]
+        Tiles(pixels=np.zeros((1, 56, 56, 3), dtype=np.float32), counts=(1,), digests=("a",)),
     ],
 )
 def test_tiles_that_contradict_themselves_are_refused(engine: LocalEngine, media: Tiles) -> None:
