@@ -1,7 +1,7 @@
 """The whole installation on one machine: servers, migrations, a tenant with a key, and the four kinds of processes.
 
-A server whose address is set in the environment (`DATABASE_URL`, `REDIS_URL`, `S3_ENDPOINT_URL`) is used and not started; so
-is a checkpoint (`MODEL`). Everything lies below one folder.
+A server whose address is set in the environment (`DATABASE_URL`, `REDIS_URL`, `S3_ENDPOINT_URL`) is used and not
+started; so is a checkpoint (`MODEL`). Everything lies below one folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 
 import migrations
 from deploy.demo.random_checkpoint import write_random_checkpoint
-from deploy.local.servers import ObjectStore, Postgres, Redis, Server, free_port
+from deploy.local.server import Server, free_port
+from deploy.local.servers import ObjectStore, Postgres, Redis
 from deploy.local.supervisor import Program, Supervisor
 from pipelines.jobs.errors import ConfigurationError
 from pipelines.store import tenants
