@@ -15,19 +15,23 @@ _INSERT = text(f"""
 INSERT INTO files (id, tenant_id, filename, purpose, blob_key, size, sha256, media_type, status, expires_at)
 VALUES (:id, :tenant_id, :filename, :purpose, :blob_key, :size, :sha256, :media_type, :status, :expires_at)
 RETURNING {_COLUMNS}
-""")  # noqa: S608 - a constant of this file, nothing from outside
+""")
 
 _STORED = text("UPDATE tenants SET stored_bytes = stored_bytes + :size WHERE id = :tenant_id")
 
 _LIVE = "(expires_at IS NULL OR expires_at > now())"
 
-_GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id AND tenant_id = :tenant_id AND {_LIVE}")  # noqa: S608 - as above
+_GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id AND tenant_id = :tenant_id AND {_LIVE}")
+
+_EXISTING = text(f"""
+SELECT id FROM files WHERE tenant_id = :tenant_id AND id = ANY(CAST(:ids AS uuid[])) AND {_LIVE}
+""")
 
 _FIND = text(f"""
 SELECT {_COLUMNS} FROM files
 WHERE tenant_id = :tenant_id AND sha256 = :sha256 AND status <> 'pending' AND {_LIVE}
 ORDER BY id LIMIT 1
-""")  # noqa: S608 - as above
+""")
 
 _LIST = text(f"""
 SELECT {_COLUMNS} FROM files
@@ -37,17 +41,17 @@ WHERE tenant_id = :tenant_id AND {_LIVE}
        OR (NOT :descending AND id > CAST(:after AS uuid)))
 ORDER BY CASE WHEN :descending THEN id END DESC, CASE WHEN NOT :descending THEN id END
 LIMIT :limit
-""")  # noqa: S608 - as above
+""")
 
 _COMPLETE = text(f"""
 UPDATE files SET size = :size, sha256 = :sha256, media_type = :media_type, status = 'uploaded'
 WHERE id = :id AND tenant_id = :tenant_id AND status = 'pending'
 RETURNING {_COLUMNS}
-""")  # noqa: S608 - as above
+""")
 
-_DELETE = text(f"DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id RETURNING {_COLUMNS}")  # noqa: S608 - as above
+_DELETE = text(f"DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id RETURNING {_COLUMNS}")
 
-_EXPIRE = text(f"""
+_EXPIRE = text("""
 WITH gone AS (
     SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
@@ -113,6 +117,11 @@ def get(conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID) -> StoredFil
     """The tenant's file; None where there is none of this id, or it has expired."""
     row = conn.execute(_GET, {"id": file_id, "tenant_id": tenant_id}).one_or_none()
     return None if row is None else _file(row)
+
+
+def existing(conn: Connection, tenant_id: uuid.UUID, file_ids: Sequence[uuid.UUID]) -> frozenset[uuid.UUID]:
+    """Those of the ids that are files of the tenant."""
+    return frozenset(conn.execute(_EXISTING, {"tenant_id": tenant_id, "ids": list(file_ids)}).scalars())
 
 
 def find_content(conn: Connection, tenant_id: uuid.UUID, sha256: str) -> StoredFile | None:

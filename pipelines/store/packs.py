@@ -1,8 +1,8 @@
 """The shelf's rows: one a pack. Reuse and collection lock the same row, so neither can happen under the other.
 
-Collection deletes the row first and the blob after the commit. A worker that asks in between finds no row, prepares again and
-puts the blob anew; should the collector then delete that blob, the pack is missing when it is read, and its item is
-repaired: prepared once more, uncounted.
+Collection deletes the row first and the blob after the commit. A worker that asks in between finds no row, prepares
+again and puts the blob anew; should the collector then delete that blob, the pack is missing when it is read, and its
+item is repaired: prepared once more, uncounted.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SET sha256 = excluded.sha256, size = excluded.size, tiles = excluded.tiles, medi
     used_at = now()
 """)
 
-# Old rows that no unfinished item needs. The unfinished are few beside the items of all time, and stand in small partial
-# indexes; a row that reuse holds is skipped.
+# Old rows that no unfinished item needs. The unfinished are few beside the items of all time, and stand in small
+# partial indexes; a row that reuse holds is skipped.
 _COLLECT = text("""
 WITH old AS (
     SELECT p.key FROM packs AS p
