@@ -15,13 +15,13 @@ from celery import Celery, signals
 
 from pipelines.engine.types import Engine
 from pipelines.jobs.errors import BatchsightError, InternalError
+from pipelines.logs import configure_logs
 from pipelines.settings import Settings
 from workers.app import CPU, CPU_INTERACTIVE, GPU, GPU_INTERACTIVE, create_app
 from workers.cpu_runtime import CpuRuntime
 from workers.gpu_runtime import GpuRuntime, run_on_engine_death
 from workers.health import HealthServer
 from workers.hints import CancelHints
-from workers.logs import configure_logs
 from workers.registry import Registration
 from workers.tasks import register_cpu, register_gpu
 from workers.wiring import cpu_runtime, gpu_runtime, load_model, worker_name
