@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from pipelines.jobs.errors import NothingToRedrive, NotFound
+from pipelines.jobs.errors import NotFound, NothingToRedrive
 from pipelines.jobs.ids import uuid7
 from pipelines.store.redrive import insert_child
 

@@ -1,4 +1,9 @@
-"""Uploaded files of a tenant: rows here, bytes in the blob store under a key that names tenant and content."""
+"""Uploaded files: rows about blobs, deduplicated by content within a tenant.
+
+Rows of one content may share a blob. Who reuses it locks a row of it (`find_content`), who deletes locks it too; the
+blob is deleted inside the transaction that deletes its last row (`unused` says which that is). So nobody is left with
+a row whose blob is gone.
+"""
 
 from __future__ import annotations
 
@@ -9,61 +14,57 @@ from datetime import datetime
 
 from sqlalchemy import Connection, Row, text
 
-_COLUMNS = "id, tenant_id, filename, purpose, blob_key, size, sha256, media_type, status, created_at, expires_at"
+from pipelines.jobs.errors import QuotaExceeded
+from pipelines.store.values import clean_text
 
-_INSERT = text(f"""
+_INSERT = text("""
 INSERT INTO files (id, tenant_id, filename, purpose, blob_key, size, sha256, media_type, status, expires_at)
 VALUES (:id, :tenant_id, :filename, :purpose, :blob_key, :size, :sha256, :media_type, :status, :expires_at)
-RETURNING {_COLUMNS}
+RETURNING *
 """)
-
-_STORED = text("UPDATE tenants SET stored_bytes = stored_bytes + :size WHERE id = :tenant_id")
-
-_LIVE = "(expires_at IS NULL OR expires_at > now())"
-
-_GET = text(f"SELECT {_COLUMNS} FROM files WHERE id = :id AND tenant_id = :tenant_id AND {_LIVE}")
-
-_EXISTING = text(f"""
-SELECT id FROM files WHERE tenant_id = :tenant_id AND id = ANY(CAST(:ids AS uuid[])) AND {_LIVE}
+_CHARGE = text("""
+UPDATE tenants SET stored_bytes = stored_bytes + :size
+WHERE id = :tenant_id AND (:size <= 0 OR stored_bytes + :size <= max_stored_bytes)
 """)
+_REFUND = text("UPDATE tenants SET stored_bytes = greatest(0, stored_bytes - :size) WHERE id = :tenant_id")
 
+_LIVE = "tenant_id = :tenant_id AND (expires_at IS NULL OR expires_at > now())"
+_GET = text(f"SELECT * FROM files WHERE id = :id AND {_LIVE}")
+_EXISTING = text(f"SELECT id FROM files WHERE id = ANY(CAST(:ids AS uuid[])) AND {_LIVE} AND status <> 'pending'")
 _FIND = text(f"""
-SELECT {_COLUMNS} FROM files
-WHERE tenant_id = :tenant_id AND sha256 = :sha256 AND status <> 'pending' AND {_LIVE}
-ORDER BY id LIMIT 1
+SELECT * FROM files WHERE sha256 = :sha256 AND status <> 'pending' AND {_LIVE} ORDER BY id LIMIT 1 FOR UPDATE
 """)
-
-_LIST = text(f"""
-SELECT {_COLUMNS} FROM files
-WHERE tenant_id = :tenant_id AND {_LIVE}
-  AND (CAST(:purpose AS text) IS NULL OR purpose = CAST(:purpose AS text))
-  AND (CAST(:after AS uuid) IS NULL OR (:descending AND id < CAST(:after AS uuid))
-       OR (NOT :descending AND id > CAST(:after AS uuid)))
-ORDER BY CASE WHEN :descending THEN id END DESC, CASE WHEN NOT :descending THEN id END
+_LIST = f"""
+SELECT * FROM files
+WHERE {_LIVE} AND (CAST(:purpose AS text) IS NULL OR purpose = CAST(:purpose AS text))
+  AND (CAST(:after AS uuid) IS NULL OR id {{beyond}} CAST(:after AS uuid))
+ORDER BY id {{order}}
 LIMIT :limit
-""")
+"""
+_LIST_DESCENDING = text(_LIST.format(beyond="<", order="DESC"))
+_LIST_ASCENDING = text(_LIST.format(beyond=">", order="ASC"))
 
-_COMPLETE = text(f"""
-UPDATE files SET size = :size, sha256 = :sha256, media_type = :media_type, status = 'uploaded'
+_PENDING = text(f"SELECT * FROM files WHERE id = :id AND {_LIVE} AND status = 'pending' FOR UPDATE")
+_COMPLETE = text("""
+UPDATE files SET status = 'uploaded', size = :size, sha256 = :sha256, media_type = :media_type,
+    blob_key = coalesce(:blob_key, blob_key)
 WHERE id = :id AND tenant_id = :tenant_id AND status = 'pending'
-RETURNING {_COLUMNS}
+RETURNING *
 """)
-
-_DELETE = text(f"DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id RETURNING {_COLUMNS}")
-
+_MARK = text("UPDATE files SET status = :status WHERE id = :id AND tenant_id = :tenant_id")
+_DELETE = text("DELETE FROM files WHERE id = :id AND tenant_id = :tenant_id RETURNING *")
 _EXPIRE = text("""
 WITH gone AS (
     SELECT id FROM files WHERE expires_at <= now() ORDER BY expires_at LIMIT :limit FOR UPDATE SKIP LOCKED
 )
 DELETE FROM files USING gone WHERE files.id = gone.id RETURNING files.*
 """)
-
-_STILL_USED = text("SELECT blob_key FROM files WHERE blob_key = ANY(CAST(:keys AS text[]))")
+_STILL_USED = text("SELECT DISTINCT blob_key FROM files WHERE blob_key = ANY(CAST(:keys AS text[]))")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """An uploaded file. Several files of a tenant may share one blob: equal content is stored once."""
+    """An uploaded file. `size` in bytes, `sha256` in hex. Several files of a tenant may share one blob."""
 
     file_id: uuid.UUID
     tenant_id: uuid.UUID
@@ -95,11 +96,12 @@ class NewFile:
 
 
 def insert(conn: Connection, new: NewFile) -> StoredFile:
-    """Record a file and count its bytes for the tenant."""
+    """Record a file and charge its bytes to the tenant. Raises `QuotaExceeded`."""
+    _charge(conn, new.tenant_id, new.size)
     values = {
         "id": new.file_id,
         "tenant_id": new.tenant_id,
-        "filename": new.filename,
+        "filename": clean_text(new.filename),
         "purpose": new.purpose,
         "blob_key": new.blob_key,
         "size": new.size,
@@ -108,9 +110,7 @@ def insert(conn: Connection, new: NewFile) -> StoredFile:
         "status": new.status,
         "expires_at": new.expires_at,
     }
-    row = conn.execute(_INSERT, values).one()
-    conn.execute(_STORED, {"tenant_id": new.tenant_id, "size": new.size})
-    return _file(row)
+    return _file(conn.execute(_INSERT, values).one())
 
 
 def get(conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID) -> StoredFile | None:
@@ -120,13 +120,13 @@ def get(conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID) -> StoredFil
 
 
 def existing(conn: Connection, tenant_id: uuid.UUID, file_ids: Sequence[uuid.UUID]) -> frozenset[uuid.UUID]:
-    """Those of the ids that are files of the tenant."""
-    return frozenset(conn.execute(_EXISTING, {"tenant_id": tenant_id, "ids": list(file_ids)}).scalars())
+    """Those of `file_ids` that the tenant has, with their bytes."""
+    return frozenset(conn.execute(_EXISTING, {"ids": list(file_ids), "tenant_id": tenant_id}).scalars())
 
 
 def find_content(conn: Connection, tenant_id: uuid.UUID, sha256: str) -> StoredFile | None:
-    """A file of the tenant with this content (hex), the oldest."""
-    row = conn.execute(_FIND, {"tenant_id": tenant_id, "sha256": sha256}).one_or_none()
+    """A file of the tenant with this content, locked: insert the row that shares its blob in the same transaction."""
+    row = conn.execute(_FIND, {"sha256": sha256, "tenant_id": tenant_id}).one_or_none()
     return None if row is None else _file(row)
 
 
@@ -140,57 +140,74 @@ def list_files(
     descending: bool = True,
 ) -> tuple[StoredFile, ...]:
     """The tenant's files by age, at most `limit`; `after` is the last id of the page before."""
-    values = {"tenant_id": tenant_id, "limit": limit, "after": after, "purpose": purpose, "descending": descending}
-    return tuple(_file(row) for row in conn.execute(_LIST, values))
+    values = {"tenant_id": tenant_id, "limit": limit, "after": after, "purpose": purpose}
+    return tuple(_file(row) for row in conn.execute(_LIST_DESCENDING if descending else _LIST_ASCENDING, values))
 
 
 def complete(
-    conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID, *, size: int, sha256: str, media_type: str
+    conn: Connection,
+    tenant_id: uuid.UUID,
+    file_id: uuid.UUID,
+    *,
+    size: int,
+    sha256: str,
+    media_type: str,
+    blob_key: str | None = None,
 ) -> StoredFile | None:
-    """A presigned upload has arrived; None where nothing was pending under this id."""
-    values = {"id": file_id, "tenant_id": tenant_id, "size": size, "sha256": sha256, "media_type": media_type}
-    row = conn.execute(_COMPLETE, values).one_or_none()
-    if row is None:
+    """A presigned upload has arrived, and is this; None where nothing is pending under the id. `QuotaExceeded`.
+
+    The tenant was charged what was announced; the difference is settled here. `blob_key`: where the content lies
+    already, if not where it was announced.
+    """
+    pending = conn.execute(_PENDING, {"id": file_id, "tenant_id": tenant_id}).one_or_none()
+    if pending is None:
         return None
-    conn.execute(_STORED, {"tenant_id": tenant_id, "size": size})
-    return _file(row)
+    _charge(conn, tenant_id, size - pending.size)
+    values = {
+        "id": file_id,
+        "tenant_id": tenant_id,
+        "size": size,
+        "sha256": sha256,
+        "media_type": media_type,
+        "blob_key": blob_key,
+    }
+    return _file(conn.execute(_COMPLETE, values).one())
+
+
+def mark(conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID, *, status: str) -> bool:
+    """Set the file's status (`processed`, `error`); False where the tenant has no such file."""
+    return conn.execute(_MARK, {"id": file_id, "tenant_id": tenant_id, "status": status}).rowcount == 1
 
 
 def delete(conn: Connection, tenant_id: uuid.UUID, file_id: uuid.UUID) -> StoredFile | None:
-    """Remove the tenant's file; None where there is none. Its blob may go once `unused` says so."""
+    """Remove the tenant's file; None where there is none. Delete its blob, if `unused`, in the same transaction."""
     row = conn.execute(_DELETE, {"id": file_id, "tenant_id": tenant_id}).one_or_none()
     if row is None:
         return None
-    removed = _file(row)
-    conn.execute(_STORED, {"tenant_id": tenant_id, "size": -removed.size})
-    return removed
+    conn.execute(_REFUND, {"tenant_id": tenant_id, "size": row.size})
+    return _file(row)
 
 
-def expire(conn: Connection, *, limit: int) -> tuple[StoredFile, ...]:
-    """Remove files whose time is up, at most `limit`."""
+def expire(conn: Connection, *, limit: int = 50) -> tuple[StoredFile, ...]:
+    """Remove files whose time is over, at most `limit`. Delete their blobs, if `unused`, in the same transaction."""
     gone = tuple(_file(row) for row in conn.execute(_EXPIRE, {"limit": limit}))
-    for file in gone:
-        conn.execute(_STORED, {"tenant_id": file.tenant_id, "size": -file.size})
+    for tenant_id in sorted({file.tenant_id for file in gone}):
+        size = sum(file.size for file in gone if file.tenant_id == tenant_id)
+        conn.execute(_REFUND, {"tenant_id": tenant_id, "size": size})
     return gone
 
 
 def unused(conn: Connection, blob_keys: Sequence[str]) -> tuple[str, ...]:
     """Those of the keys that no file names any more."""
     used = set(conn.execute(_STILL_USED, {"keys": list(blob_keys)}).scalars())
-    return tuple(key for key in blob_keys if key not in used)
+    return tuple(key for key in dict.fromkeys(blob_keys) if key not in used)
+
+
+def _charge(conn: Connection, tenant_id: uuid.UUID, size: int) -> None:
+    if conn.execute(_CHARGE, {"tenant_id": tenant_id, "size": size}).rowcount == 0:
+        raise QuotaExceeded("the tenant's storage is full; delete files, or ask for a larger quota")
 
 
 def _file(row: Row[tuple[object, ...]]) -> StoredFile:
-    return StoredFile(
-        file_id=row.id,
-        tenant_id=row.tenant_id,
-        filename=row.filename,
-        purpose=row.purpose,
-        blob_key=row.blob_key,
-        size=row.size,
-        sha256=row.sha256,
-        media_type=row.media_type,
-        status=row.status,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-    )
+    fields = dict(row._mapping)
+    return StoredFile(file_id=fields.pop("id"), **fields)

@@ -1,54 +1,59 @@
-"""The shelf's rows: one a pack. Reuse and collection lock the same row, so neither can happen under the other.
+"""Tile packs: which blobs exist, and when each was last wanted.
 
-Collection deletes the row first and the blob after the commit. A worker that asks in between finds no row, prepares
-again and puts the blob anew; should the collector then delete that blob, the pack is missing when it is read, and its
-item is repaired: prepared once more, uncounted.
+A row is locked by reuse (`lookup_and_touch`) and by collection (`collect`) alike, and the collector deletes the blobs
+before its transaction ends: who finds a row finds its blob, and who comes while it is collected waits a moment, finds
+nothing, and prepares anew. A collector that dies in between leaves a row without a blob: its items are repaired.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
 from pipelines.jobs.models import PackRef
 
-_TOUCH = text("""
-UPDATE packs SET used_at = now() WHERE key = :key
-RETURNING key, sha256, size, tiles, media_hash
-""")
+MIN_AGE = 24 * 3600.0
+"""Seconds. A pack that was used more recently is never collected: its finder may not have written its item yet."""
+
+_TOUCH = text("UPDATE packs SET used_at = now() WHERE key = :key RETURNING key, sha256, size, tiles, media_hash")
 
 _RECORD = text("""
 INSERT INTO packs (key, tenant_id, sha256, size, tiles, media_hash)
 VALUES (:key, :tenant_id, :sha256, :size, :tiles, :media_hash)
-ON CONFLICT (key) DO UPDATE
-SET sha256 = excluded.sha256, size = excluded.size, tiles = excluded.tiles, media_hash = excluded.media_hash,
-    used_at = now()
+ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, tiles = excluded.tiles,
+    media_hash = excluded.media_hash, used_at = now()
 """)
 
-# Old rows that no unfinished item needs. The unfinished are few beside the items of all time, and stand in small
-# partial indexes; a row that reuse holds is skipped.
+# Items that still need their pack stand in three partial indexes. The age is checked again under the lock.
 _COLLECT = text("""
-WITH old AS (
-    SELECT p.key FROM packs AS p
-    WHERE p.used_at < now() - make_interval(secs => :older_than)
-      AND NOT EXISTS (
-          SELECT 1 FROM items AS i
-          WHERE i.state IN ('ready', 'inferring') AND i.pack_key = p.key
-      )
-    ORDER BY p.used_at
+WITH wanted AS (
+    SELECT pack_key FROM items WHERE state = 'ready' AND enqueued_at IS NULL
+    UNION ALL
+    SELECT pack_key FROM items WHERE state IN ('pending', 'ready') AND enqueued_at IS NOT NULL AND state = 'ready'
+    UNION ALL
+    SELECT pack_key FROM items WHERE state IN ('preparing', 'inferring') AND pack_key IS NOT NULL
+),
+old AS (
+    SELECT key FROM packs
+    WHERE used_at < now() - make_interval(secs => :older_than)
+      AND NOT EXISTS (SELECT 1 FROM wanted WHERE wanted.pack_key = packs.key)
+    ORDER BY used_at
     LIMIT :limit
-    FOR UPDATE OF p SKIP LOCKED
+    FOR UPDATE SKIP LOCKED
 )
-DELETE FROM packs USING old WHERE packs.key = old.key
+DELETE FROM packs USING old
+WHERE packs.key = old.key AND packs.used_at < now() - make_interval(secs => :older_than)
 RETURNING packs.key
 """)
+_KNOWN = text("SELECT key FROM packs WHERE key = ANY(CAST(:keys AS text[]))")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackRow:
-    """A pack that lies in the blob store."""
+    """A pack that lies in the blob store; `size` in bytes, `sha256` of the blob in hex."""
 
     key: str
     sha256: str
@@ -58,15 +63,13 @@ class PackRow:
 
 
 def lookup_and_touch(conn: Connection, key: str) -> PackRow | None:
-    """The pack of this key, its age begun anew; locked against collection until the transaction ends."""
+    """The pack under `key`, its age begun anew; waits for a collector that holds it."""
     row = conn.execute(_TOUCH, {"key": key}).one_or_none()
-    if row is None:
-        return None
-    return PackRow(key=row.key, sha256=row.sha256, size=row.size, tiles=row.tiles, media_hash=row.media_hash)
+    return None if row is None else PackRow(**row._mapping)
 
 
 def record(conn: Connection, *, tenant_id: uuid.UUID, pack: PackRef, media_hash: str) -> None:
-    """The blob has been put: from now on the pack can be found."""
+    """Record a blob that has been stored; a row that is there already is brought up to date."""
     values = {
         "key": pack.key,
         "tenant_id": tenant_id,
@@ -78,6 +81,17 @@ def record(conn: Connection, *, tenant_id: uuid.UUID, pack: PackRef, media_hash:
     conn.execute(_RECORD, values)
 
 
-def collect(conn: Connection, *, older_than: float, limit: int) -> tuple[str, ...]:
-    """Remove rows unused for `older_than` seconds, at most `limit`; the keys whose blobs may go after the commit."""
+def collect(conn: Connection, *, older_than: float = MIN_AGE, limit: int = 50) -> tuple[str, ...]:
+    """Delete rows of packs unused for `older_than` seconds that no unfinished item names; their keys.
+
+    The caller deletes the blobs inside the same transaction, so `limit` stays small. Raises `ValueError` below 24 h.
+    """
+    if older_than < MIN_AGE:
+        raise ValueError(f"packs used within {MIN_AGE} seconds may be wanted by an item that is being written")
     return tuple(conn.execute(_COLLECT, {"older_than": older_than, "limit": limit}).scalars())
+
+
+def unknown(conn: Connection, keys: Sequence[str]) -> tuple[str, ...]:
+    """Those of `keys` that have no row: blobs whose writer died before it recorded them."""
+    known = set(conn.execute(_KNOWN, {"keys": list(keys)}).scalars())
+    return tuple(key for key in keys if key not in known)
