@@ -31,7 +31,7 @@ STATUS: Mapping[str, int] = {
     "bad_media": 422,
     "source_forbidden": 422,
     "source_disabled": 422,
-    "media_not_found": 404,
+    "media_not_found": 422,
     "unauthenticated": 401,
     "forbidden": 403,
     "not_found": 404,

@@ -1,4 +1,4 @@
-"""What clients read: jobs, items, results. Every statement names the tenant; every listing is a keyset, never an offset.
+"""What clients read: jobs, items, results. Every statement names the tenant; every listing is a keyset.
 
 A job is read as the leader's last snapshot has it (`job_progress`), so every replica of the api answers alike and no
 poll counts rows. A listing of results holds one page in memory, whatever the job holds.

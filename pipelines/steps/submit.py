@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from pipelines.jobs.errors import BatchsightError, InvalidParameter, MediaNotFound, QuotaExceeded, RequestTooLarge
 from pipelines.jobs.ids import uuid7
@@ -24,10 +24,15 @@ from pipelines.kinds.base import MediaClass
 from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
-from pipelines.store import files, jobs, tenants
+from pipelines.store import jobs, tenants
 from pipelines.store.tenants import Tenant
 
 _LOOKUPS = 1_000
+
+_EXISTING = text("""
+SELECT id FROM files
+WHERE tenant_id = :tenant AND id = ANY(:ids) AND status <> 'pending' AND (expires_at IS NULL OR expires_at > now())
+""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +115,10 @@ def _check_source(
             return 1
         case "manifest":
             if "url" in source:
-                _check_urls(conn, tenant, [("source.url", str(source["url"]))], access)
+                url = str(source["url"])
+                if url.startswith("http"):
+                    raise InvalidParameter("a manifest must lie in S3 or be uploaded", param="source.url")
+                _check_urls(conn, tenant, [("source.url", url)], access)
             return 1
         case "files":
             entries = [(f"source.file_ids.{n}", f"upload:{entry}") for n, entry in enumerate(source["file_ids"])]
@@ -143,7 +151,8 @@ def _check_urls(conn: Connection, tenant: Tenant, entries: Sequence[tuple[str, s
                 uploads.append((param, address.file_id))
     for start in range(0, len(uploads), _LOOKUPS):
         part = uploads[start : start + _LOOKUPS]
-        found = files.existing(conn, tenant.tenant_id, [file_id for _, file_id in part])
+        values = {"tenant": tenant.tenant_id, "ids": [file_id for _, file_id in part]}
+        found = set(conn.execute(_EXISTING, values).scalars())
         for param, file_id in part:
             if file_id not in found:
                 raise MediaNotFound(f"there is no uploaded file file-{file_id.hex}; upload it first", param=param)

@@ -1,0 +1,55 @@
+"""Who is asking. A valid key is remembered for a few seconds: a poll costs no query, and a revocation bites soon."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import Connection
+
+from pipelines.jobs.errors import ConfigurationError, Unauthenticated
+from pipelines.store import tenants
+from pipelines.store.tenants import Principal
+
+SCOPES = ("jobs:read", "jobs:write", "files:read", "files:write", "admin")
+"""What a key may be allowed; `admin` covers `/v1/admin`, not the others."""
+
+_LONGEST_KEY = 256
+_MOST_REMEMBERED = 10_000
+_SHORTEST_PEPPER = 32
+
+Transact = Callable[[Callable[[Connection], Principal]], Awaitable[Principal]]
+
+
+class Authenticator:
+    """Checks keys against the store, remembering good ones by their digest for `remember` seconds."""
+
+    def __init__(self, transact: Transact, *, pepper: str, remember: float = 5.0) -> None:
+        if len(pepper) < _SHORTEST_PEPPER:
+            raise ConfigurationError(
+                f"BATCHSIGHT_API_KEY_PEPPER must have at least {_SHORTEST_PEPPER} characters; "
+                "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
+        self._transact = transact
+        self._pepper = pepper
+        self._remember = remember
+        self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+
+    async def authenticate(self, authorization: str | None) -> Principal:
+        """The caller behind an `Authorization` header. Raises `Unauthenticated`."""
+        scheme, _, presented = (authorization or "").partition(" ")
+        presented = presented.strip()
+        if scheme.lower() != "bearer" or not presented or len(presented) > _LONGEST_KEY:
+            raise Unauthenticated("send your API key in the header Authorization: Bearer bs_…")
+        digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
+        found = self._known.get(digest)
+        if found is not None and found[0] > time.monotonic():
+            return found[1]
+        self._known.pop(digest, None)
+        principal = await self._transact(lambda conn: tenants.authenticate(conn, presented, pepper=self._pepper))
+        self._known[digest] = (time.monotonic() + self._remember, principal)
+        while len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+        return principal

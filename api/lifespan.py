@@ -1,0 +1,82 @@
+"""The api's wiring: from settings to `Services`, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import anyio
+from fastapi import FastAPI
+from redis.asyncio import Redis
+
+from api.auth import Authenticator
+from api.metrics import Metrics
+from api.ratelimit import RateLimiter
+from api.services import Services, transact
+from api.watch import JobWatch
+from pipelines.blobs.connect import connect
+from pipelines.blobs.s3 import S3Options
+from pipelines.control import query
+from pipelines.control.query import JobView
+from pipelines.settings import Settings
+from pipelines.store.session import Database
+from workers.publish import Publisher
+
+_POOL = 8
+
+
+def lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    """What FastAPI runs around the application's life."""
+
+    @contextlib.asynccontextmanager
+    async def running(app: FastAPI) -> AsyncIterator[None]:
+        async with services(settings, metrics) as made:
+            app.state.services = made
+            yield
+
+    return running
+
+
+@contextlib.asynccontextmanager
+async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Services]:
+    """Everything the routes need. Nothing connects before it is used, so the api starts while its servers are away."""
+    database = Database(settings.database_url, pool_size=_POOL, application_name="batchsight-api")
+    threads = anyio.CapacityLimiter(_POOL)
+    run = functools.partial(transact, database, threads)
+
+    async def load(tenant_id: uuid.UUID, job_id: uuid.UUID) -> JobView | None:
+        return await run(lambda conn: query.read_job(conn, tenant_id, job_id))
+
+    secret = settings.s3_secret_access_key
+    watch = JobWatch(database.url, load)
+    hints = Publisher(settings.redis_url)
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, health_check_interval=15)
+    try:
+        async with watch.running():
+            yield Services(
+                settings=settings,
+                database=database,
+                blobs=connect(
+                    settings.blob_url,
+                    s3=S3Options(
+                        endpoint_url=settings.s3_endpoint_url,
+                        region=settings.s3_region,
+                        access_key_id=settings.s3_access_key_id,
+                        secret_access_key=secret.get_secret_value() if secret else None,
+                    ),
+                    public_endpoint_url=settings.s3_public_endpoint_url,
+                ),
+                hints=hints,
+                redis=redis,
+                auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),
+                limiter=RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute),
+                watch=watch,
+                metrics=metrics,
+                threads=threads,
+            )
+    finally:
+        await redis.aclose()
+        hints.close()
+        database.close()

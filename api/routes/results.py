@@ -1,0 +1,104 @@
+"""Results: JSON Lines in flat memory, or the documents put together as Markdown."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import StreamingResponse
+
+from api import views
+from api.dependencies import JobsRead, ServicesDep
+from api.documentation import PROBLEMS, problems
+from api.errors import NotAcceptable
+from api.markdown import MarkdownWriter
+from api.negotiation import best
+from api.routes.items import require_job
+from api.services import Services
+from pipelines.control import query
+from pipelines.control.query import ENDED, SUCCEEDED
+from pipelines.jobs.states import ItemState
+from pipelines.store.tenants import Principal
+
+router = APIRouter(prefix="/v1/jobs/{job_id}/results", tags=["results"], responses=PROBLEMS)
+
+JSONL = "application/x-ndjson"
+MARKDOWN = "text/markdown"
+_OFFERS = (JSONL, "application/jsonl", "application/json", MARKDOWN)
+_BATCH = 500
+_MARKDOWN_BATCH = 100
+
+
+@router.get(
+    "",
+    operation_id="getResults",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {JSONL: {}, MARKDOWN: {}}, "description": "one result a line, or one Markdown text"},
+        **problems(404, 406),
+    },
+    summary="Stream the results",
+)
+async def get_results(
+    *,
+    job_id: uuid.UUID,
+    services: ServicesDep,
+    caller: JobsRead,
+    accept: Annotated[str, Header(description=f"`{JSONL}` or `{MARKDOWN}`")] = "*/*",
+    include: Annotated[Literal["succeeded", "all"], Query(description="`all`: failed items too")] = "succeeded",
+    after: Annotated[int, Query(ge=-1, le=2**53, description="only items behind this `seq`")] = -1,
+    limit: Annotated[int | None, Query(ge=1, le=100_000, description="at most so many lines")] = None,
+) -> StreamingResponse:
+    """What has ended so far, in the order of the source; go on later with `after`. Works while the job runs."""
+    chosen = best(accept, _OFFERS)
+    if chosen is None:
+        raise NotAcceptable(f"results can be sent as {JSONL} or {MARKDOWN}; change the Accept header")
+    await services.transact(lambda conn: require_job(conn, caller, job_id))
+    if chosen == MARKDOWN:
+        return StreamingResponse(_markdown(services, caller, job_id), media_type=f"{MARKDOWN}; charset=utf-8")
+    states = ENDED if include == "all" else SUCCEEDED
+    lines = _lines(services, caller, job_id, states, after, limit)
+    return StreamingResponse(lines, media_type=JSONL if chosen == "application/json" else chosen)
+
+
+async def _lines(
+    services: Services,
+    caller: Principal,
+    job_id: uuid.UUID,
+    states: Sequence[ItemState],
+    after: int,
+    limit: int | None,
+) -> AsyncIterator[bytes]:
+    left = limit
+    while left is None or left > 0:
+        size = _BATCH if left is None else min(_BATCH, left)
+        position = after
+        batch = await services.transact(
+            lambda conn, position=position, size=size: query.read_results(  # type: ignore[misc]  # defaults bind the loop's values
+                conn, caller.tenant_id, job_id, states=states, after=position, limit=size
+            )
+        )
+        if not batch:
+            return
+        cost = services.settings.gpu_second_cost
+        yield b"".join(
+            views.result(view, gpu_second_cost=cost).model_dump_json(exclude_none=True).encode() + b"\n"
+            for view in batch
+        )
+        after = batch[-1].seq
+        if left is not None:
+            left -= len(batch)
+        if len(batch) < size:
+            return
+
+
+async def _markdown(services: Services, caller: Principal, job_id: uuid.UUID) -> AsyncIterator[str]:
+    order = await services.transact(lambda conn: query.reading_order(conn, caller.tenant_id, job_id))
+    writer = MarkdownWriter()
+    for seqs in query.in_pages(order, _MARKDOWN_BATCH):
+        batch = await services.transact(
+            lambda conn, seqs=seqs: query.results_at(conn, caller.tenant_id, job_id, seqs)  # type: ignore[misc]
+        )
+        yield "".join(writer.write(view) for view in batch)

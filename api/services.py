@@ -1,0 +1,100 @@
+"""What a running api holds; made once in `api.lifespan`, handed to routes by `api.dependencies`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import Connection
+
+from api.auth import Authenticator
+from api.metrics import Metrics
+from api.ratelimit import RateLimiter
+from api.watch import JobWatch
+from pipelines.blobs.base import BlobStore
+from pipelines.control.cancel import HINT_CHANNEL
+from pipelines.jobs.errors import BrokerUnavailable
+from pipelines.settings import Settings
+from pipelines.steps.submit import SubmitRules
+from pipelines.store.session import Database
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+_PATIENCE = 1.0  # seconds for a hint
+
+
+class Hints(Protocol):
+    """What the api says to workers (`workers.publish.Publisher`)."""
+
+    def plan(self, job_id: uuid.UUID) -> None:
+        """A job waits to be planned. Raises `BrokerUnavailable`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """The parts of one api process. `threads` bounds how many store calls run at once: the pool's size."""
+
+    settings: Settings
+    database: Database
+    blobs: BlobStore
+    hints: Hints
+    redis: Redis
+    auth: Authenticator
+    limiter: RateLimiter
+    watch: JobWatch
+    metrics: Metrics
+    threads: anyio.CapacityLimiter
+
+    @property
+    def submit_rules(self) -> SubmitRules:
+        """What submissions are held to."""
+        return SubmitRules(
+            allowed_buckets=self.settings.allowed_buckets,
+            https_sources=self.settings.https_sources,
+            max_items=self.settings.max_items_per_request,
+        )
+
+    async def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction, on a thread. Raises `StoreUnavailable` and whatever `work` raises."""
+        return await transact(self.database, self.threads, work)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work that is not a transaction (the blob store) on a thread."""
+        return await anyio.to_thread.run_sync(work)
+
+    async def hint_plan(self, job_id: uuid.UUID) -> None:
+        """Tell a worker of a committed job. Redis may be away: the dispatcher finds the job in any case."""
+        try:
+            await anyio.to_thread.run_sync(functools.partial(self.hints.plan, job_id))
+        except BrokerUnavailable as error:
+            self.metrics.hints_lost.inc()
+            _log.warning("plan_hint_lost", job_id=str(job_id), error=repr(error.__cause__ or error))
+
+    async def hint_cancel(self, job_id: uuid.UUID) -> None:
+        """Tell the workers of a cancelled job. Without Redis they hear of it at their next heartbeat."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self.redis.publish(HINT_CHANNEL, str(job_id))
+        except (RedisError, OSError, TimeoutError) as error:
+            self.metrics.hints_lost.inc()
+            _log.warning("cancel_hint_lost", job_id=str(job_id), error=repr(error))
+
+
+async def transact(database: Database, threads: anyio.CapacityLimiter, work: Callable[[Connection], T]) -> T:
+    """One transaction on a thread."""
+
+    def run() -> T:
+        with database.begin() as conn:
+            return work(conn)
+
+    return await anyio.to_thread.run_sync(run, limiter=threads)
