@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from pipelines.jobs.errors import BatchsightError
 from pipelines.media.limits import MediaLimits
-from pipelines.media.wire import WireError, receive, send
+from pipelines.media.wire import WireClosed, receive, send
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS = 38
@@ -80,7 +80,7 @@ def main(arguments: list[str]) -> NoReturn:
             if not _answer(session, operations.OPERATIONS, header, out):
                 break
             served += 1
-    except WireError:
+    except WireClosed:
         os._exit(0)  # the parent has gone
     os._exit(0)  # native libraries crash in their own exit handlers; there is nothing left to flush
 

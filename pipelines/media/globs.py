@@ -1,11 +1,14 @@
 """`s3://` addresses: one object, a prefix, or a glob.
 
-`?` and `*` match within one part of a key, `**` across parts, `[abc]`, `[a-z]`, `[!a]` one character, `{a,b}`
-alternatives (not nested in brackets). An address that ends in `/` is a prefix.
+`?` and `*` match within one part of a key, `**` as a whole part any number of parts, `[abc]`, `[a-z]`, `[!a]` one
+character, `{a,b}` alternatives. An address that ends in `/` is a prefix. Matching takes time in proportion to the key
+whatever the pattern, for both come from strangers: parts are compared one by one, each by a regular expression that
+does not backtrack.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from dataclasses import dataclass, field
 
@@ -18,6 +21,10 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MAGIC = re.compile(r"[*?\[{]")
 
 
+_Parts = tuple[re.Pattern[str] | None, ...]
+"""A compiled glob, part by part; None stands for `**`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class S3Pattern:
     """A parsed address. `prefix` is the longest literal beginning: listing it finds all matches, in key order."""
@@ -26,7 +33,7 @@ class S3Pattern:
     pattern: str
     prefix: str
     is_glob: bool
-    _regex: re.Pattern[str] = field(repr=False, compare=False)
+    _alternatives: tuple[_Parts, ...] = field(repr=False, compare=False)
 
     @property
     def is_object(self) -> bool:
@@ -35,7 +42,12 @@ class S3Pattern:
 
     def matches(self, key: str) -> bool:
         """Whether a listed key is meant. Folder markers (keys that end in `/`) never are."""
-        return not key.endswith("/") and self._regex.fullmatch(key) is not None
+        if key.endswith("/") or not key.startswith(self.prefix):
+            return False
+        if not self.is_glob:
+            return not self.is_object or key == self.pattern
+        parts = key.split("/")
+        return any(_match(alternative, parts) for alternative in self._alternatives)
 
 
 def parse_s3(url: str) -> S3Pattern:
@@ -47,15 +59,12 @@ def parse_s3(url: str) -> S3Pattern:
         raise InvalidParameter(f"`{bucket[:80]}` is not the name of a bucket.", param="url")
     check_object_key(pattern, empty=True)
     magic = _MAGIC.search(pattern)
-    if magic is None:
-        whole = re.escape(pattern) + (".*" if pattern == "" or pattern.endswith("/") else "")
-        prefix = pattern
-    else:
-        alternatives = expand_braces(pattern)
-        whole = "|".join(f"(?:{_translate(alternative)})" for alternative in alternatives)
-        prefix = pattern[: magic.start()]
     return S3Pattern(
-        bucket=bucket, pattern=pattern, prefix=prefix, is_glob=magic is not None, _regex=re.compile(whole, re.DOTALL)
+        bucket=bucket,
+        pattern=pattern,
+        prefix=pattern if magic is None else pattern[: magic.start()],
+        is_glob=magic is not None,
+        _alternatives=() if magic is None else tuple(_compile(option) for option in expand_braces(pattern)),
     )
 
 
@@ -109,46 +118,49 @@ def _options(pattern: str, start: int) -> tuple[list[str], int]:
     raise InvalidParameter("The glob opens a `{` that is not closed.", param="url")
 
 
-def _translate(pattern: str) -> str:
-    """One glob without braces as a regular expression that cannot backtrack badly: runs of stars are merged."""
-    out: list[str] = []
-    index = 0
-    while index < len(pattern):
-        character = pattern[index]
-        if character == "*":
-            end = index
-            while end < len(pattern) and pattern[end] == "*":
-                end += 1
-            across = end - index > 1
-            at_part = (index == 0 or pattern[index - 1] == "/") and pattern[end : end + 1] == "/"
-            if across and at_part:
-                out.append("(?:.*/)?")  # `a/**/b` also means `a/b`
-                end += 1
-            else:
-                out.append(".*" if across else "[^/]*")
-            index = end
-        elif character == "?":
-            out.append("[^/]")
-            index += 1
-        elif character == "[":
-            piece, index = _bracket(pattern, index)
-            out.append(piece)
-        else:
-            out.append(re.escape(character))
-            index += 1
-    return "".join(out)
+def _compile(pattern: str) -> _Parts:
+    parts: list[re.Pattern[str] | None] = []
+    for part in pattern.split("/"):
+        if part != "**":
+            _check_brackets(part)
+            # Python's translation puts stars in groups that are never entered twice.
+            parts.append(re.compile(fnmatch.translate(part)))
+        elif not parts or parts[-1] is not None:  # `**/**` means no more than `**`
+            parts.append(None)
+    if parts[-1] is None:
+        parts.append(re.compile(fnmatch.translate("*")))  # at the end `**` means everything below, not nothing
+    return tuple(parts)
 
 
-def _bracket(pattern: str, start: int) -> tuple[str, int]:
-    negated = pattern[start + 1 : start + 2] in {"!", "^"}
-    begin = start + 1 + negated
-    end = pattern.find("]", begin + 1)  # a `]` right at the beginning is meant literally
-    if end < 0:
-        raise InvalidParameter("The glob opens a `[` that is not closed.", param="url")
-    inner = re.sub(r"([\\\[\]^&~|])", r"\\\1", pattern[begin:end])
-    expression = f"[^/{inner}]" if negated else f"(?!/)[{inner}]"
-    try:
-        re.compile(expression)
-    except re.error as error:
-        raise InvalidParameter("The glob holds a range such as `[z-a]` that is empty.", param="url") from error
-    return expression, end + 1
+def _check_brackets(part: str) -> None:
+    index = part.find("[")
+    while index >= 0:
+        # A `]` right behind the opening is meant literally.
+        first = index + 2 if part[index + 1 : index + 2] == "!" else index + 1
+        end = part.find("]", first + 1)
+        if end < 0:
+            raise InvalidParameter("The glob opens a `[` that is not closed in its part of the key.", param="url")
+        index = part.find("[", end + 1)
+
+
+def _match(pattern: _Parts, key: list[str]) -> bool:
+    """Whether the parts of a key match, by the set of places in the pattern that can be reached."""
+    places = _through(pattern, {0})
+    for part in key:
+        following = set()
+        for place in places:
+            expression = pattern[place] if place < len(pattern) else _NOTHING
+            if expression is None:
+                following.add(place)
+            elif expression.match(part) is not None:
+                following.add(place + 1)
+        places = _through(pattern, following)
+    return len(pattern) in places
+
+
+_NOTHING = re.compile(r"(?!)")
+
+
+def _through(pattern: _Parts, places: set[int]) -> set[int]:
+    """With the places behind each `**`, for it may stand for no part."""
+    return places | {place + 1 for place in places if place < len(pattern) and pattern[place] is None}

@@ -36,7 +36,7 @@ from pipelines.media.options import PrepareOptions
 from pipelines.media.pack import Pack
 from pipelines.media.pages import DocumentInfo
 from pipelines.media.sniff import MediaType
-from pipelines.media.wire import WireError, WireTimeout, pack_from_wire, receive, send
+from pipelines.media.wire import WireClosed, WireError, WireTimeout, pack_from_wire, receive, send
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package `pipelines`
 _PIPE_BYTES = 1024 * 1024
@@ -210,8 +210,10 @@ class Decoder:
             raise DecodeTimedOut(
                 f"Decoding took longer than {self.limits.decode_wall_seconds:.0f} s and was stopped."
             ) from None
-        except WireError as error:
+        except WireClosed as error:
             raise _death(child.settle()) from error
+        except WireError as error:
+            raise DecoderCrashed("The decoder gave an answer that makes no sense for this file.") from error
         finally:
             self._release(child, reusable=reusable)
         if header["status"] == "ok":

@@ -104,7 +104,7 @@ def _entry(line: int, values: object) -> ManifestEntry | ManifestError:
     if unknown:
         return _bad(line, f"unknown field `{unknown[0][:80]}`; known are {', '.join(_FIELDS)}.")
     url, name = values.get("url"), values.get("id")
-    metadata, overrides = values.get("metadata") or {}, values.get("overrides") or {}
+    metadata, overrides = (({} if values.get(name) is None else values[name]) for name in _FIELDS[2:])
     if not isinstance(url, str) or not url.strip():
         return _bad(line, "`url` must be a text that is not empty.")
     if name is not None and not isinstance(name, str):

@@ -21,7 +21,11 @@ MAX_HEADER_BYTES = 16 * 1024 * 1024
 
 
 class WireError(Exception):
-    """The other side closed the pipe, or sent something else than a message."""
+    """The other side sent something else than a message."""
+
+
+class WireClosed(WireError):
+    """The other side closed the pipe: it ended, or is about to."""
 
 
 class WireTimeout(Exception):
@@ -29,7 +33,7 @@ class WireTimeout(Exception):
 
 
 def send(fd: int, header: dict[str, Any], buffers: Sequence[Buffer] = ()) -> None:
-    """Write one message. Raises `WireError` where the reader has gone."""
+    """Write one message. Raises `WireClosed`."""
     head = json.dumps({**header, "sizes": [memoryview(buffer).nbytes for buffer in buffers]}).encode()
     try:
         for buffer in (_LENGTH.pack(len(head)), head, *buffers):
@@ -37,13 +41,13 @@ def send(fd: int, header: dict[str, Any], buffers: Sequence[Buffer] = ()) -> Non
             while view.nbytes:
                 view = view[os.write(fd, view) :]
     except OSError as error:
-        raise WireError("the other side has gone") from error
+        raise WireClosed("the other side has gone") from error
 
 
 def receive(
     fd: int, *, deadline: float | None = None, max_bytes: int = 1 << 62
 ) -> tuple[dict[str, Any], list[bytearray]]:
-    """Read one message; `deadline` on the monotonic clock. Raises `WireError`, `WireTimeout`."""
+    """Read one message; `deadline` on the monotonic clock. Raises `WireError`, `WireClosed`, `WireTimeout`."""
     (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, deadline))
     if length > MAX_HEADER_BYTES:
         raise WireError("the header is too long")
@@ -67,7 +71,7 @@ def _exactly(fd: int, size: int, deadline: float | None) -> bytearray:
             raise WireTimeout
         count = os.readv(fd, [view])
         if count == 0:
-            raise WireError("the other side has gone")
+            raise WireClosed("the other side has gone")
         view = view[count:]
     return buffer
 

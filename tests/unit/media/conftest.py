@@ -13,11 +13,23 @@ from tests.unit.media.samples import clip
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
-    size = {"width": 160, "height": 128}
-    clip(folder / "h264.mp4", FRAMES, options={"g": "12", "preset": "veryfast"}, **size)
-    clip(folder / "h264-long-gop.mkv", FRAMES, options={"g": "250", "bf": "3", "preset": "veryfast"}, **size)
-    clip(folder / "h264-intra.mov", FRAMES, options={"g": "1", "preset": "ultrafast"}, **size)
-    clip(folder / "vp9.webm", FRAMES, codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}, **size)
-    clip(folder / "mpeg4.avi", FRAMES, codec="mpeg4", options={"qscale": "3"}, **size)
-    clip(folder / "av1.mp4", 20, codec="libsvtav1", options={"preset": "12"}, **size)
+    clip(folder / "h264.mp4", FRAMES, options={"g": "12", "preset": "veryfast"}, width=160, height=128)
+    clip(
+        folder / "h264-long-gop.mkv",
+        FRAMES,
+        options={"g": "250", "bf": "3", "preset": "veryfast"},
+        width=160,
+        height=128,
+    )
+    clip(folder / "h264-intra.mov", FRAMES, options={"g": "1", "preset": "ultrafast"}, width=160, height=128)
+    clip(
+        folder / "vp9.webm",
+        FRAMES,
+        codec="libvpx-vp9",
+        options={"deadline": "realtime", "cpu-used": "8"},
+        width=160,
+        height=128,
+    )
+    clip(folder / "mpeg4.avi", FRAMES, codec="mpeg4", options={"qscale": "3"}, width=160, height=128)
+    clip(folder / "av1.mp4", 20, codec="libsvtav1", options={"preset": "12"}, width=160, height=128)
     return folder

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -128,7 +129,7 @@ def clip(
 ) -> Path:
     """Encode a numbered clip."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
+        stream: Any = container.add_stream(codec, rate=fps, options=options or {})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(frames):
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame_at(index, width, height), format="rgb24")):

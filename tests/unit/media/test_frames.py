@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,10 @@ def test_sound_alone_is_no_video(tmp_path: Path) -> None:
     [{"width": 8193}, {"height": 9000}, {"fps": 241.0}, {"frames": 4 * 3600 * 30 + 31}],
     ids=lambda values: next(iter(values)),
 )
-def test_a_video_over_a_limit_is_too_large(values: dict[str, float]) -> None:
+def test_a_video_over_a_limit_is_too_large(values: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"width": 100, "height": 100, "frames": 10, "fps": 30.0}
     with pytest.raises(MediaTooLarge):
-        check_video(**{"width": 100, "height": 100, "frames": 10, "fps": 30.0, "limits": LIMITS, **values})
+        check_video(**{**usual, **values}, limits=LIMITS)
 
 
 @pytest.mark.parametrize("fps", [0.0, -1.0, math.nan, math.inf])

@@ -43,10 +43,9 @@ def test_a_page_is_rendered_at_its_resolution(tmp_path: Path) -> None:
 
 
 def test_a_form_field_is_drawn(tmp_path: Path) -> None:
-    appearance = (
-        b"<< /Type /XObject /Subtype /Form /BBox [0 0 50 50] /Length 24 >>\nstream\n0 0 0 rg 0 0 50 50 re f \nendstream"
-    )
-    field = b"<< /Type /Annot /Subtype /Widget /FT /Tx /T (a) /V (x) /Rect [10 10 60 60] /P 3 0 R /F 4 /AP << /N 6 0 R >> >>"
+    form = b"<< /Type /XObject /Subtype /Form /BBox [0 0 50 50] /Length 24 >>"
+    appearance = form + b"\nstream\n0 0 0 rg 0 0 50 50 re f \nendstream"
+    field = b"<< /Type /Annot /Subtype /Widget /FT /Tx /T (a) /V (x) /Rect [10 10 60 60] /P 3 0 R /AP << /N 6 0 R >> >>"
     data = pdf([(100, 100, b"")], extra=[field, appearance, b"<< /Fields [5 0 R] >>"])
     data = data.replace(b"/Resources << >>", b"/Annots [5 0 R]    "[:16])
     # The catalogue grows, so the offsets shift: pdfium rebuilds the table.
