@@ -50,8 +50,9 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
         return await run(lambda conn: query.read_job(conn, tenant_id, job_id))
 
     secret = settings.s3_secret_access_key
+    limiter = RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute)
     watch = JobWatch(database.url, load)
-    hints = Publisher(settings.redis_url)
+    broker = Publisher(settings.redis_url)
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, health_check_interval=15)
     try:
         async with watch.running():
@@ -68,15 +69,16 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                     ),
                     public_endpoint_url=settings.s3_public_endpoint_url,
                 ),
-                hints=hints,
+                broker=broker,
                 redis=redis,
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),
-                limiter=RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute),
+                limiter=limiter,
                 watch=watch,
                 metrics=metrics,
                 threads=threads,
             )
     finally:
+        await limiter.close()
         await redis.aclose()
-        hints.close()
+        broker.close()
         database.close()

@@ -12,6 +12,7 @@ import structlog
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
 from api.metrics import Metrics
@@ -20,6 +21,7 @@ _log = structlog.get_logger(__name__)
 _PATIENCE = 0.5  # seconds that a request waits for Redis
 _HOLD_OFF = 5.0  # seconds without asking a Redis that did not answer
 _WINDOW = 60
+_CONNECTIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +47,26 @@ class RateLimiter:
     def __init__(self, redis_url: str, metrics: Metrics, *, per_minute: int) -> None:
         self._default = per_minute
         self._metrics = metrics
-        self._shared_storage = RedisStorage(
-            f"async+{redis_url}",
-            implementation="redispy",
-            key_prefix="batchsight:limits",
+        self._pool = BlockingConnectionPool.from_url(
+            redis_url,
+            max_connections=_CONNECTIONS,
+            timeout=_PATIENCE,
             socket_timeout=_PATIENCE,
             socket_connect_timeout=_PATIENCE,
         )
-        self._shared = SlidingWindowCounterRateLimiter(self._shared_storage)
+        storage = RedisStorage(
+            f"async+{redis_url}",
+            implementation="redispy",
+            key_prefix="batchsight:limits",
+            connection_pool=self._pool,  # type: ignore[arg-type]  # passed on to redis-py, as limits documents
+        )
+        self._shared = SlidingWindowCounterRateLimiter(storage)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._away_until = 0.0
+
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        await self._pool.aclose()
 
     async def hit(self, tenant_id: uuid.UUID, per_minute: int | None) -> Decision:
         """Count one request of the tenant."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -22,6 +21,7 @@ from api.ratelimit import RateLimiter
 from api.watch import JobWatch
 from pipelines.blobs.base import BlobStore
 from pipelines.control.cancel import HINT_CHANNEL
+from pipelines.control.messages import Broker, PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
 from pipelines.settings import Settings
 from pipelines.steps.submit import SubmitRules
@@ -33,13 +33,6 @@ _log = structlog.get_logger(__name__)
 _PATIENCE = 1.0  # seconds for a hint
 
 
-class Hints(Protocol):
-    """What the api says to workers (`workers.publish.Publisher`)."""
-
-    def plan(self, job_id: uuid.UUID) -> None:
-        """A job waits to be planned. Raises `BrokerUnavailable`."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Services:
     """The parts of one api process. `threads` bounds how many store calls run at once: the pool's size."""
@@ -47,7 +40,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
-    hints: Hints
+    broker: Broker
     redis: Redis
     auth: Authenticator
     limiter: RateLimiter
@@ -72,10 +65,11 @@ class Services:
         """Run blocking work that is not a transaction (the blob store) on a thread."""
         return await anyio.to_thread.run_sync(work)
 
-    async def hint_plan(self, job_id: uuid.UUID) -> None:
+    async def hint_plan(self, job_id: uuid.UUID, *, interactive: bool) -> None:
         """Tell a worker of a committed job. Redis may be away: the dispatcher finds the job in any case."""
+        message = PlanMessage(job_id=job_id, interactive=interactive)
         try:
-            await anyio.to_thread.run_sync(functools.partial(self.hints.plan, job_id))
+            await anyio.to_thread.run_sync(self.broker.publish, [message])
         except BrokerUnavailable as error:
             self.metrics.hints_lost.inc()
             _log.warning("plan_hint_lost", job_id=str(job_id), error=repr(error.__cause__ or error))

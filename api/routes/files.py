@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import quote
@@ -22,7 +23,6 @@ from api.schemas.base import Page
 from api.services import Services
 from api.uploads import blob_key, expiry_seconds, receive
 from pipelines.blobs.base import Hashed
-from pipelines.control import uploads
 from pipelines.jobs.errors import (
     Conflict,
     InvalidParameter,
@@ -89,7 +89,7 @@ async def upload_file(request: Request, services: ServicesDep, caller: FilesWrit
             media_type=received.media_type[:255],
             expires_at=None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds),
         )
-        stored = await services.transact(lambda conn: uploads.record(conn, new))
+        stored = await services.transact(lambda conn: _recorded(conn, new))
     except BaseException:
         await services.in_thread(lambda: services.blobs.delete(received.blob_key))
         raise
@@ -144,12 +144,12 @@ async def presign_upload(
         filename=body.filename,
         purpose=body.purpose,
         blob_key=key,
-        size=0,
+        size=body.bytes,
         sha256="",
         media_type=body.media_type or "application/octet-stream",
         status=_PENDING,
     )
-    stored = await services.transact(lambda conn: uploads.record(conn, new))
+    stored = await services.transact(lambda conn: store.insert(conn, new))
     return schema.PresignedUpload(
         file=views.file(stored),
         url=url,
@@ -232,8 +232,16 @@ async def get_file_content(file_id: str, services: ServicesDep, caller: FilesRea
 )
 async def delete_file(file_id: str, services: ServicesDep, caller: FilesWrite) -> JSONResponse:
     """Items that still need it will fail."""
-    removed = await services.transact(lambda conn: uploads.forget(conn, caller.tenant_id, file_uuid(file_id)))
-    await services.transact(lambda conn: uploads.sweep_blob(conn, removed.blob_key, services.blobs.delete))
+
+    def work(conn: Connection) -> StoredFile:
+        removed = store.delete(conn, caller.tenant_id, file_uuid(file_id))
+        if removed is None:
+            raise NotFound("there is no such file")
+        for key in store.unused(conn, [removed.blob_key]):
+            services.blobs.delete(key)
+        return removed
+
+    removed = await services.transact(work)
     return JSONResponse(schema.DeletedFile(id=show_file(removed.file_id)).model_dump(mode="json"))
 
 
@@ -242,6 +250,12 @@ def _purpose(value: str) -> str:
     if value not in known:
         raise InvalidParameter(f"purpose must be one of {', '.join(known)}", param="purpose")
     return value
+
+
+def _recorded(conn: Connection, new: NewFile) -> StoredFile:
+    """The row; it names an older blob where the tenant has one of equal content, which is then locked."""
+    older = store.find_content(conn, new.tenant_id, new.sha256)
+    return store.insert(conn, new if older is None else replace(new, blob_key=older.blob_key))
 
 
 def _found(conn: Connection, caller: Principal, file_id: uuid.UUID) -> StoredFile:

@@ -60,7 +60,7 @@ async def submit_job(
     stored = await once(services, caller, request, key, body.model_dump(mode="json"), work)
     if not stored.replayed:
         services.metrics.submitted.labels(submission.kind).inc()
-        await services.hint_plan(uuid.UUID(stored.body["id"]))
+        await hint(services, stored)
     return accepted(stored)
 
 
@@ -173,7 +173,7 @@ async def redrive_job(
 
     stored = await once(services, caller, request, key, {"codes": codes}, work)
     if not stored.replayed:
-        await services.hint_plan(uuid.UUID(stored.body["id"]))
+        await hint(services, stored)
     return accepted(stored)
 
 
@@ -187,6 +187,12 @@ def submission_of(body: schema.JobRequest) -> Submission:
         metadata=body.metadata,
         deadline_at=body.deadline_at,
     )
+
+
+async def hint(services: Services, stored: Stored) -> None:
+    """Tell the workers of a job that has been committed."""
+    job = stored.body
+    await services.hint_plan(uuid.UUID(job["id"]), interactive=job["priority"] == "interactive")
 
 
 def accepted(stored: Stored) -> Response:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from pipelines.jobs.errors import BatchsightError, InvalidParameter, MediaNotFound, QuotaExceeded, RequestTooLarge
 from pipelines.jobs.ids import uuid7
@@ -24,15 +24,10 @@ from pipelines.kinds.base import MediaClass
 from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
-from pipelines.store import jobs, tenants
+from pipelines.store import files, jobs, tenants
 from pipelines.store.tenants import Tenant
 
 _LOOKUPS = 1_000
-
-_EXISTING = text("""
-SELECT id FROM files
-WHERE tenant_id = :tenant AND id = ANY(:ids) AND status <> 'pending' AND (expires_at IS NULL OR expires_at > now())
-""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +146,7 @@ def _check_urls(conn: Connection, tenant: Tenant, entries: Sequence[tuple[str, s
                 uploads.append((param, address.file_id))
     for start in range(0, len(uploads), _LOOKUPS):
         part = uploads[start : start + _LOOKUPS]
-        values = {"tenant": tenant.tenant_id, "ids": [file_id for _, file_id in part]}
-        found = set(conn.execute(_EXISTING, values).scalars())
+        found = files.existing(conn, tenant.tenant_id, [file_id for _, file_id in part])
         for param, file_id in part:
             if file_id not in found:
                 raise MediaNotFound(f"there is no uploaded file file-{file_id.hex}; upload it first", param=param)
