@@ -71,6 +71,7 @@ CREATE TABLE files (
     CONSTRAINT files_pkey PRIMARY KEY (id),
     CONSTRAINT files_status_check CHECK (status IN ('pending', 'uploaded', 'processed', 'error'))
 );
+CREATE INDEX files_by_blob ON files (blob_key);
 CREATE INDEX files_by_content ON files (tenant_id, sha256);
 CREATE INDEX files_by_tenant ON files (tenant_id, id);
 CREATE INDEX files_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;

@@ -12,7 +12,7 @@ unmarked by `requeue_stale`, so a lost message costs time only.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, TextClause, text
@@ -146,6 +146,14 @@ WITH stale AS (
 UPDATE jobs SET plan_enqueued_at = NULL FROM stale WHERE jobs.id = stale.id
 """)
 
+_UNMARK = """
+UPDATE {table} AS w SET enqueued_at = NULL
+FROM unnest(CAST(:job_ids AS uuid[]), CAST(:numbers AS bigint[])) AS k(job_id, number)
+WHERE w.job_id = k.job_id AND w.{number} = k.number AND w.state IN ('pending', 'ready')
+"""
+_UNMARK_ITEMS = text(_UNMARK.format(table="items", number="seq"))
+_UNMARK_DOCUMENTS = text(_UNMARK.format(table="documents", number="doc"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
@@ -212,6 +220,16 @@ def pick_infers(
     return _picked(conn, _INFERS, lane, limit, loads, suspicion)
 
 
+def unmark_items(conn: Connection, picked: Sequence[Picked]) -> None:
+    """Undo the picks of items for which there was no room, in the transaction that made them."""
+    _unmark(conn, _UNMARK_ITEMS, picked)
+
+
+def unmark_documents(conn: Connection, picked: Sequence[Picked]) -> None:
+    """The same for documents."""
+    _unmark(conn, _UNMARK_DOCUMENTS, picked)
+
+
 def requeue_stale(conn: Connection, older_than: float) -> int:
     """Unmark what was published more than `older_than` seconds ago and not claimed; how many rows that were."""
     values = {"older_than": older_than}
@@ -236,3 +254,9 @@ def _picked(
         values |= {"least": suspicion.least, "most": suspicion.most}
     rows = sorted(conn.execute(statements[suspicion is not None], values), key=lambda row: row.place)
     return tuple(Picked(job_id=row.job_id, number=row.number, doc=row.doc, losses=row.losses) for row in rows)
+
+
+def _unmark(conn: Connection, statement: TextClause, picked: Sequence[Picked]) -> None:
+    if picked:
+        values = {"job_ids": [row.job_id for row in picked], "numbers": [row.number for row in picked]}
+        conn.execute(statement, values)

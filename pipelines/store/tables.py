@@ -354,6 +354,7 @@ files = Table(
     _timestamp("expires_at"),
     Index("files_by_tenant", "tenant_id", "id"),
     Index("files_by_content", "tenant_id", "sha256"),
+    Index("files_by_blob", "blob_key"),
     Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     CheckConstraint("status IN ('pending', 'uploaded', 'processed', 'error')", name="status"),
 )
