@@ -49,7 +49,7 @@ class EngineContract:
     def test_an_answer_names_its_request_and_its_medium(self, engine: Engine, media: Media) -> None:
         completion = engine.submit(self.ask(1, media(1))).future.result(_SECONDS)
         assert (completion.request_id, completion.media_hash) == ("r1", "hash-1")
-        assert completion.completion_tokens == len(completion.token_ids)
+        assert len(completion.token_ids) in (0, completion.completion_tokens), "a server does not tell its tokens"
         assert completion.completion_tokens > 0
         assert completion.prompt_tokens > 0
         assert completion.total_seconds >= completion.first_token_seconds >= 0

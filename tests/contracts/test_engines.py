@@ -12,8 +12,10 @@ from deploy.demo.random_checkpoint import write_random_checkpoint
 from pipelines.engine.fake import FakeEngine, FakeOptions
 from pipelines.engine.load import load_engine
 from pipelines.engine.options import EngineOptions
+from pipelines.engine.remote import RemoteEngine, RemoteOptions
 from pipelines.engine.types import Accepts, EncodedImage, EncodedImages, Engine, Tiles
 from tests.contracts.engine_contract import EngineContract
+from tests.contracts.openai_server import serve
 
 
 def tile_media(number: int, size: int) -> Tiles:
@@ -95,3 +97,32 @@ class TestLocalEngine(EngineContract):
     @pytest.fixture
     def other_media(self) -> EncodedImages:
         return image_media(1)
+
+
+class TestRemoteEngine(EngineContract):
+    """Over a real HTTP server in front of the fake."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def engine(cls) -> Iterator[Engine]:
+        behind = FakeEngine(FakeOptions(accepts=Accepts.IMAGES))
+        with serve(behind) as server:
+            engine = RemoteEngine(RemoteOptions(url=server.url, slots=8))
+            yield engine
+            engine.close()
+        behind.close()
+
+    @pytest.fixture
+    def slow(self) -> Iterator[Callable[[], Engine]]:
+        behind = FakeEngine(FakeOptions(seconds=0.2, slots=4, accepts=Accepts.IMAGES))
+        with serve(behind) as server:
+            yield lambda: RemoteEngine(RemoteOptions(url=server.url + "/v1/", slots=4))
+        behind.close()
+
+    @pytest.fixture
+    def media(self) -> Callable[[int], EncodedImages]:
+        return image_media
+
+    @pytest.fixture
+    def other_media(self) -> Tiles:
+        return tile_media(1, 448)
