@@ -27,13 +27,8 @@ class Authenticator:
     """Checks keys against the store, remembering good ones by their digest for `remember` seconds."""
 
     def __init__(self, transact: Transact, *, pepper: str, remember: float = 5.0) -> None:
-        if len(pepper) < _SHORTEST_PEPPER:
-            raise ConfigurationError(
-                f"BATCHSIGHT_API_KEY_PEPPER must have at least {_SHORTEST_PEPPER} characters; "
-                "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
-            )
+        self._pepper = check_pepper(pepper)
         self._transact = transact
-        self._pepper = pepper
         self._remember = remember
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
 
@@ -53,3 +48,13 @@ class Authenticator:
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         return principal
+
+
+def check_pepper(pepper: str) -> str:
+    """The pepper, where it is long enough. Raises `ConfigurationError`."""
+    if len(pepper) < _SHORTEST_PEPPER:
+        raise ConfigurationError(
+            f"BATCHSIGHT_API_KEY_PEPPER must have at least {_SHORTEST_PEPPER} characters; "
+            "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return pepper

@@ -25,6 +25,7 @@ from pipelines.store.session import Database
 from workers.publish import Publisher
 
 _POOL = 8
+_HINTS = 4
 
 
 def lifespan(settings: Settings, metrics: Metrics) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
@@ -52,7 +53,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
     secret = settings.s3_secret_access_key
     limiter = RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute)
     watch = JobWatch(database.url, load)
-    broker = Publisher(settings.redis_url)
+    publisher = Publisher(settings.redis_url)
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, health_check_interval=15)
     try:
         async with watch.running():
@@ -69,16 +70,17 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                     ),
                     public_endpoint_url=settings.s3_public_endpoint_url,
                 ),
-                broker=broker,
+                publisher=publisher,
                 redis=redis,
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),
                 limiter=limiter,
                 watch=watch,
                 metrics=metrics,
                 threads=threads,
+                hint_threads=anyio.CapacityLimiter(_HINTS),
             )
     finally:
         await limiter.close()
         await redis.aclose()
-        broker.close()
+        publisher.close()
         database.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import anyio
 import anyio.to_thread
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
 from api.auth import Authenticator
@@ -20,12 +18,12 @@ from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.watch import JobWatch
 from pipelines.blobs.base import BlobStore
-from pipelines.control.cancel import HINT_CHANNEL
-from pipelines.control.messages import Broker, PlanMessage
+from pipelines.control.messages import PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
 from pipelines.settings import Settings
 from pipelines.steps.submit import SubmitRules
 from pipelines.store.session import Database
+from workers.publish import Publisher
 
 T = TypeVar("T")
 
@@ -40,13 +38,14 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
-    broker: Broker
+    publisher: Publisher
     redis: Redis
     auth: Authenticator
     limiter: RateLimiter
     watch: JobWatch
     metrics: Metrics
     threads: anyio.CapacityLimiter
+    hint_threads: anyio.CapacityLimiter
 
     @property
     def submit_rules(self) -> SubmitRules:
@@ -67,21 +66,24 @@ class Services:
 
     async def hint_plan(self, job_id: uuid.UUID, *, interactive: bool) -> None:
         """Tell a worker of a committed job. Redis may be away: the dispatcher finds the job in any case."""
-        message = PlanMessage(job_id=job_id, interactive=interactive)
-        try:
-            await anyio.to_thread.run_sync(self.broker.publish, [message])
-        except BrokerUnavailable as error:
-            self.metrics.hints_lost.inc()
-            _log.warning("plan_hint_lost", job_id=str(job_id), error=repr(error.__cause__ or error))
+        if interactive:
+            message = PlanMessage(job_id=job_id, interactive=True)
+            await self._hint("plan", job_id, lambda: self.publisher.publish([message]))
+        else:
+            await self._hint("plan", job_id, lambda: self.publisher.plan(job_id))
 
     async def hint_cancel(self, job_id: uuid.UUID) -> None:
         """Tell the workers of a cancelled job. Without Redis they hear of it at their next heartbeat."""
+        await self._hint("cancel", job_id, lambda: self.publisher.cancel(job_id))
+
+    async def _hint(self, name: str, job_id: uuid.UUID, send: Callable[[], None]) -> None:
+        """No answer waits longer than a moment for a Redis that hangs; the thread is left to its own time-out."""
         try:
-            async with asyncio.timeout(_PATIENCE):
-                await self.redis.publish(HINT_CHANNEL, str(job_id))
-        except (RedisError, OSError, TimeoutError) as error:
+            with anyio.fail_after(_PATIENCE):
+                await anyio.to_thread.run_sync(send, limiter=self.hint_threads, abandon_on_cancel=True)
+        except (BrokerUnavailable, TimeoutError) as error:
             self.metrics.hints_lost.inc()
-            _log.warning("cancel_hint_lost", job_id=str(job_id), error=repr(error))
+            _log.warning("hint_lost", hint=name, job_id=str(job_id), error=repr(error.__cause__ or error))
 
 
 async def transact(database: Database, threads: anyio.CapacityLimiter, work: Callable[[Connection], T]) -> T:
