@@ -72,6 +72,7 @@ def build_model(
     place: Place,
     image_token: int,
     edit: Callable[[nn.Module], None] | None = None,
+    text_attention: str = attention.NAME,
 ) -> Any:
     """Return the model with its weights, in evaluation mode and without gradients.
 
@@ -81,6 +82,7 @@ def build_model(
         dtype: of weights and arithmetic.
         place: the device of each tensor, by native name.
         image_token: id of `<IMG_CONTEXT>`.
+        text_attention: transformers' name of the language model's attention; the engine's own by default.
         edit: called with the empty model, before any weight is loaded; may replace linear layers.
     """
     native = native_config(config, image_token)
@@ -88,7 +90,7 @@ def build_model(
         model = InternVLForConditionalGeneration._from_config(  # type: ignore[no-untyped-call]
             native,
             dtype=dtype,
-            attn_implementation={"vision_config": "sdpa", "text_config": attention.NAME},
+            attn_implementation={"vision_config": "sdpa", "text_config": text_attention},
         )
     if edit is not None:
         edit(model)
