@@ -104,6 +104,8 @@ class Database:
                 "idle_in_transaction_session_timeout": int(IDLE_IN_TRANSACTION_TIMEOUT * 1000),
                 "timezone": "UTC",
                 "jit": "off",  # compiling a plan costs more than any statement here
+                # A plan made while a month's partition was empty is kept when it has filled: never by reading it whole.
+                "enable_seqscan": "off",
             }.items()
         )
         return create_engine(
