@@ -61,6 +61,7 @@ def main() -> None:
     samples = {
         "A4 200 dpi colour JPEG": (scanned_page(1654, 2339), "JPEG"),
         "A4 200 dpi grey JPEG": (scanned_page(1654, 2339).convert("L"), "JPEG"),
+        "A4 150 dpi grey as RGB PNG": (scanned_page(1240, 1754).convert("L").convert("RGB"), "PNG"),
         "A4 300 dpi colour JPEG": (scanned_page(2480, 3508), "JPEG"),
         "A4 300 dpi colour PNG": (scanned_page(2480, 3508), "PNG"),
         "A4 200 dpi 1 bit PNG": (scanned_page(1654, 2339).convert("1"), "PNG"),

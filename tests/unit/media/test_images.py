@@ -67,6 +67,16 @@ def test_grey_tiles_equal_those_of_the_same_picture_in_rgb() -> None:
     assert np.array_equal(cut_tiles(grey, max_tiles=12), card.tiles(grey.convert("RGB"), max_tiles=12))
 
 
+@pytest.mark.parametrize("spot", [None, (0, 0), (699, 499), (333, 250)])
+def test_a_grey_picture_in_three_channels_is_tiled_alike_with_a_spot_of_colour_and_without(
+    spot: tuple[int, int] | None,
+) -> None:
+    image = noise(700, 500).convert("L").convert("RGB")
+    if spot:
+        image.putpixel(spot, (0, 0, 1))
+    assert np.array_equal(cut_tiles(image, max_tiles=12), card.tiles(image, max_tiles=12))
+
+
 def test_forty_tiles_and_the_thumbnail_come_row_by_row() -> None:
     image = Image.new("RGB", (8 * 448, 5 * 448))
     for number in range(40):
