@@ -8,7 +8,7 @@ prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,7 +51,9 @@ class CpuRuntime:
         paginate_tools: PaginateTools,
         prepare_tools: PrepareTools,
         options: CpuRuntimeOptions,
+        close_decoder: Callable[[], None],
     ) -> None:
+        self._close_decoder = close_decoder
         self._database = database
         self._plan_tools = plan_tools
         self._paginate_tools = paginate_tools
@@ -148,9 +150,10 @@ class CpuRuntime:
         complete(self._database, items, entries)
 
     def close(self) -> None:
-        """Stop beating and close the pool."""
+        """Stop beating, end the decoders, close the pool."""
         self.item_leases.close()
         self.document_leases.close()
+        self._close_decoder()
         self._database.close()
 
     def _load_spec(self, job_id: uuid.UUID) -> JobSpec:

@@ -101,6 +101,9 @@ class GpuRuntime:
         self._claims.close()
         self._completions.close()
         self.leases.close()
+        if self._streams is not None:
+            self._streams.close()
+        self._database.close()
 
     def _answer(self, item: ClaimedItem, abort: Abort) -> tuple[Outcome, bool]:
         publish = False

@@ -154,6 +154,7 @@ def cpu_runtime(settings: Settings) -> CpuRuntime:
             lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
         ),
+        close_decoder=decoder.close,
     )
 
 

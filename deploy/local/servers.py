@@ -240,8 +240,8 @@ class ObjectStore(Server):
         )
 
     def create_bucket(self, name: str) -> None:
-        """A bucket is a folder; one that exists is fine."""
-        (self.folder / "buckets" / name).mkdir(parents=True, exist_ok=True)
+        """Create a bucket; one that exists is fine. By the server itself: its cached listing would miss a folder."""
+        self.client().create_bucket(Bucket=name)
 
     def prepare(self) -> None:
         """Make the folder of buckets."""
@@ -249,7 +249,7 @@ class ObjectStore(Server):
         (self.folder / "buckets").mkdir(exist_ok=True)
 
     def command(self) -> Sequence[str]:
-        """The server; no cache of directory listings, or a fresh object would stay unseen for minutes."""
+        """The server. Its cache of listings lives a second: 0 makes its clean-up spin until it answers nobody."""
         found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
         if found is None:
             raise ConfigurationError(
@@ -258,7 +258,7 @@ class ObjectStore(Server):
         return [
             *(found, "serve", "s3", str(self.folder / "buckets")),
             *("--addr", f"127.0.0.1:{self.port}", "--auth-key", f"{self.access_key},{self.secret_key}"),
-            *("--vfs-cache-mode", "off", "--dir-cache-time", "0", "--config", os.devnull, "--log-level", "NOTICE"),
+            *("--vfs-cache-mode", "off", "--dir-cache-time", "1s", "--config", os.devnull, "--log-level", "NOTICE"),
         ]
 
     def answers(self) -> bool:
