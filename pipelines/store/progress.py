@@ -244,7 +244,7 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
     job = conn.execute(_LOCK, {"job_id": job_id}).one_or_none()
     if job is None:
         return None
-    counts = {ItemState(state): int(n) for state, n in conn.execute(_COUNT, {"job_id": job_id}).tuples()}
+    counts = {ItemState(row[0]): int(row[1]) for row in conn.execute(_COUNT, {"job_id": job_id})}
     state = roll_up(
         plan=PlanState(job.plan_state),
         unplanned_documents=int(job.unplanned),
@@ -265,7 +265,7 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
         "plan_state": plan_state,
         "item_count": job.item_count,
         "counts": to_json({str(item_state): n for item_state, n in counts.items()}),
-        "errors": to_json(dict(conn.execute(_ERRORS, {"job_id": job_id}).tuples().all())),
+        "errors": to_json({row[0]: row[1] for row in conn.execute(_ERRORS, {"job_id": job_id})}),
         "usage": to_json(_added(before.usage, dict(last))),
     }
     conn.execute(_END_SNAPSHOT, values)
