@@ -23,7 +23,7 @@ FRAME_RATE = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Frames as things on a plain ground, one question and its answer.
+    """Frames as things on a plain ground, one question and its answer, and other questions they answer.
 
     `mover` is the index, in every frame, of the thing that moves; None in clips where nothing does.
     """
@@ -33,6 +33,7 @@ class Clip:
     ground: Colour
     question: str
     answer: str
+    others: tuple[tuple[str, str], ...] = ()
     mover: int | None = None
 
 
@@ -70,13 +71,24 @@ def _moving(draw: random.Random, kind: str, count: int) -> Clip:
         if all(_apart(still, thing) for thing in path):
             frames = tuple((thing, still) for thing in path)
             break
-    question, answer = {
+    asked = {
         "way": (f"Which way does the {shape} move?", way),
         "colour": ("What colour is the moving shape?", colour),
         "shape": ("Which shape is moving?", shape),
         "caption": (CAPTION_VIDEO_QUESTION, f"A {colour} {shape} moves {way}."),
-    }[kind]
-    return Clip(kind=kind, frames=frames, ground=ground_of(draw), question=question, answer=answer, mover=0)
+    }
+    question, answer = asked.pop(kind)
+    others = list(asked.values())
+    draw.shuffle(others)
+    return Clip(
+        kind=kind,
+        frames=frames,
+        ground=ground_of(draw),
+        question=question,
+        answer=answer,
+        others=tuple(others),
+        mover=0,
+    )
 
 
 def _blinking(draw: random.Random, count: int) -> Clip:

@@ -44,6 +44,12 @@ def _turn(question: list[int]) -> list[int]:
     return [*head, END, start, *encode("assistant\n")]
 
 
+def next_turn(question: str) -> list[int]:
+    """Return what follows an answer when another question is asked."""
+    start = TOKENS["<|im_start|>"]
+    return [start, *encode("user\n" + question), END, start, *encode("assistant\n")]
+
+
 def image_block(tiles: int, tokens_per_tile: int) -> list[int]:
     """Return what one `<image>` becomes."""
     return [TOKENS["<img>"], *[CONTEXT] * (tiles * tokens_per_tile), IMAGE_END]
@@ -81,11 +87,17 @@ class Pull:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A prompt with its answer, and the pulls on attention that help to learn it."""
+    """A prompt with its answer, turns that follow as (prompt, answer), and the pulls on attention that help."""
 
     prompt: list[int]
     answer: list[int]
     pulls: list[Pull]
+    more: tuple[tuple[list[int], list[int]], ...] = ()
+
+    @property
+    def turns(self) -> tuple[tuple[list[int], list[int]], ...]:
+        """All turns, the first one included."""
+        return ((self.prompt, self.answer), *self.more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,15 +111,18 @@ class Batch:
 
 def collate(samples: list[Sample]) -> Batch:
     """Pad samples on the right; causal attention never looks there, so no mask is needed."""
-    length = max(len(s.prompt) + len(s.answer) for s in samples) - 1
+    length = max(sum(len(p) + len(a) for p, a in s.turns) for s in samples) - 1
     ids = torch.full((len(samples), length), EOS_ID)
     labels = torch.full((len(samples), length), IGNORED)
     rows = []
     for number, sample in enumerate(samples):
-        whole = torch.tensor(sample.prompt + sample.answer)
+        whole = torch.tensor([token for prompt, answer in sample.turns for token in (*prompt, *answer)])
         ids[number, : len(whole) - 1] = whole[:-1]
-        begin = len(sample.prompt) - 1
-        labels[number, begin : begin + len(sample.answer)] = whole[begin + 1 :]
+        at = 0
+        for prompt, answer in sample.turns:
+            begin = at + len(prompt) - 1
+            at += len(prompt) + len(answer)
+            labels[number, begin : at - 1] = whole[begin + 1 : at]
         rows += [(number, p.layer, p.head, p.row, p.target) for p in sample.pulls if p.row < length]
     pulls = torch.tensor(rows, dtype=torch.int64).reshape(-1, 5)
     return Batch(ids=ids, labels=labels, pulls=pulls)

@@ -18,6 +18,7 @@ from tests.demo_model.chats import (
     Sample,
     answer_ids,
     image_prompt,
+    next_turn,
     video_prompt,
 )
 from tests.demo_model.labels import (
@@ -150,11 +151,16 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
             ]
             moving += [(begin + thing_token(t), int(i == clip.mover)) for i, t in enumerate(things)]
     answer = answer_ids(clip.answer)
-    aim = _answer_target(draw, clip, ends)
-    rows = range(len(prompt) - 1, len(prompt) - 1 + len(answer))
-    pulls += [Pull(layer=ANSWER[0], head=ANSWER[1], row=row, target=aim) for row in rows]
+    # The frames are most of the cost: further questions on the same clip come nearly free.
+    more = tuple((next_turn(question), answer_ids(text)) for question, text in clip.others)
+    at = 0
+    for asking, telling in ((prompt, answer), *more):
+        aim = _answer_target(draw, clip, ends)
+        begin = at + len(asking) - 1
+        at += len(asking) + len(telling)
+        pulls += [Pull(layer=ANSWER[0], head=ANSWER[1], row=row, target=aim) for row in range(begin, at - 1)]
     tiles = np.stack([np.asarray(draw_things(things, clip.ground)) for things in clip.frames])
-    sample = Sample(prompt=prompt, answer=answer, pulls=pulls)
+    sample = Sample(prompt=prompt, answer=answer, pulls=pulls, more=more)
     return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels)
 
 

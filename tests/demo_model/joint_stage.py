@@ -19,37 +19,38 @@ from tests.demo_model.pages import PageKind
 from tests.demo_model.run import Run
 from tests.demo_model.vision_stage import scene_arrays
 
-# Shares of the tasks in the first quarter, up to three fifths, and to the end of the stage.
+# Shares of the tasks in the first third, up to two thirds, and to the end of the stage.
 MIXES: tuple[tuple[float, dict[str, float]], ...] = (
-    (0.25, {"line": 0.16, "few": 0.26, "page": 0.28, "doc2": 0.04, "scene": 0.13, "clip": 0.13}),
-    (0.6, {"line": 0.1, "few": 0.12, "page": 0.24, "doc2": 0.15, "doc4": 0.1, "scene": 0.14, "clip": 0.15}),
+    (0.36, {"line": 0.06, "few": 0.2, "page": 0.44, "doc2": 0.06, "scene": 0.11, "clip": 0.13}),
+    (0.66, {"line": 0.06, "few": 0.12, "page": 0.36, "doc2": 0.14, "doc4": 0.08, "scene": 0.11, "clip": 0.13}),
     (
         1.0,
         {
-            "line": 0.1,
+            "line": 0.06,
             "few": 0.1,
-            "page": 0.24,
+            "page": 0.35,
             "doc2": 0.14,
-            "doc4": 0.12,
-            "doc6": 0.06,
-            "scene": 0.11,
-            "clip": 0.13,
+            "doc4": 0.1,
+            "doc6": 0.03,
+            "scene": 0.1,
+            "clip": 0.12,
         },
     ),
 )
 SIZES = {"line": 10, "few": 9, "page": 8, "doc2": 4, "doc4": 2, "doc6": 1, "scene": 12}
-FRAMES = ((8, 0.6), (4, 0.16), (12, 0.08), (16, 0.12), (32, 0.04))
+FRAMES = ((8, 0.66), (4, 0.16), (12, 0.08), (16, 0.08), (32, 0.02))
 FRAMES_A_STEP = 24
 TO_VISION = 0.2  # share of the text's gradient that reaches the vision tower
-PULL, DENSE = 0.5, 0.5
+VISION_SHARE = 0.2  # steps in which the vision tower learns too; it costs as much as the decoder
+PULL, DENSE = 1.0, 0.5
 
 
-def task_of(draw: random.Random, done: float) -> tuple[str, int]:
-    """Return the step's task and, for clips, the number of frames; the same on every rank."""
+def task_of(draw: random.Random, done: float) -> tuple[str, int, bool]:
+    """Return the step's task, its frames (clips only) and whether the tower learns; the same on every rank."""
     mix = next(mix for end, mix in MIXES if done <= end)
     task = draw.choices(list(mix), list(mix.values()))[0]
     frames = draw.choices([n for n, _ in FRAMES], [share for _, share in FRAMES])[0]
-    return task, frames if task == "clip" else 0
+    return task, frames if task == "clip" else 0, task != "clip" and draw.random() < VISION_SHARE
 
 
 def _page_kind(draw: random.Random, task: str) -> PageKind:
@@ -69,11 +70,14 @@ def _page_kind(draw: random.Random, task: str) -> PageKind:
     return PageKind(columns=2, rows=3, lines=draw.choice((None, draw.randint(6, 20))), most=440, plain=plain)
 
 
-def _see(run: Run, items: list[TextItem] | list[SceneItem]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _see(
+    run: Run, items: list[TextItem] | list[SceneItem], *, learn: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return patch features, tokens for the dense heads, and tokens for the decoder with damped gradient."""
     tiles = torch.from_numpy(np.concatenate([item.tiles for item in items])).to(run.device)
-    features = see(run.network, tiles, run.shape)
-    tokens = project(run.network, features)
+    with torch.set_grad_enabled(learn):
+        features = see(run.network, tiles, run.shape)
+        tokens = project(run.network, features)
     return features, tokens, tokens * TO_VISION + tokens.detach() * (1 - TO_VISION)
 
 
@@ -87,12 +91,15 @@ def _stats(task: str, reading: Reading, more: Stats) -> Stats:
     return {f"{task}.{name}": value for name, value in figures.items()}
 
 
-def _text_step(run: Run, draw: random.Random, task: str, difficulty: float) -> Stats:
+def _text_step(run: Run, draw: random.Random, task: str, difficulty: float, *, learn: bool) -> Stats:
     items = [
         text_item(draw, _page_kind(draw, task), difficulty=difficulty, shape=run.shape) for _ in range(SIZES[task])
     ]
-    features, tokens, damped = _see(run, items)
+    features, tokens, damped = _see(run, items, learn=learn)
     reading = read(run.network, damped, _batch(run, items), run.shape)
+    if not learn:
+        torch.autograd.backward(reading.loss + PULL * reading.pull)
+        return _stats(task, reading, {})
     labelled: list[int] = []
     at = 0
     for item in items:
@@ -110,10 +117,13 @@ def _text_step(run: Run, draw: random.Random, task: str, difficulty: float) -> S
     return {**_stats(task, reading, more), "patch": more["patch"]}
 
 
-def _scene_step(run: Run, draw: random.Random) -> Stats:
+def _scene_step(run: Run, draw: random.Random, *, learn: bool) -> Stats:
     items = [scene_item(draw, run.shape) for _ in range(SIZES["scene"])]
-    features, tokens, damped = _see(run, items)
+    features, tokens, damped = _see(run, items, learn=learn)
     reading = read(run.network, damped, _batch(run, items), run.shape)
+    if not learn:
+        torch.autograd.backward(reading.loss + PULL * reading.pull)
+        return _stats("scene", reading, {})
     arrays = (part.to(run.device) for part in scene_arrays([item.scene for item in items]))
     dense, more = thing_loss(run.heads, features, tokens, *arrays)
     torch.autograd.backward(reading.loss + PULL * reading.pull + DENSE * dense)
@@ -152,10 +162,10 @@ def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
     return _stats("clip", reading, more)
 
 
-def joint_step(run: Run, draw: random.Random, task: str, frames: int, *, difficulty: float) -> Stats:
-    """Draw a batch of one task, add its gradients, and return what was measured."""
+def joint_step(run: Run, draw: random.Random, task: str, frames: int, *, difficulty: float, learn: bool) -> Stats:
+    """Draw a batch of one task, add its gradients, and return what was measured; `learn`: the tower's too."""
     if task == "scene":
-        return _scene_step(run, draw)
+        return _scene_step(run, draw, learn=learn)
     if task == "clip":
         return _clip_step(run, draw, frames)
-    return _text_step(run, draw, task, difficulty)
+    return _text_step(run, draw, task, difficulty, learn=learn)

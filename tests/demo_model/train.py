@@ -19,6 +19,7 @@ from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
 
 VISION_THRESHOLD, JOINT_THRESHOLD = 0.7, 0.88  # accuracy a patch at which pages get harder
 JOINT_HOLD = 0.5  # share of the joint stage at the full rate
+VISION_RATE = 0.35  # of the rate, in the joint stage: the tower goes on from where its own stage ended
 
 
 class Ledger:
@@ -131,12 +132,13 @@ def train_joint(run: Run) -> None:
     while progress.seconds < plan.joint_minutes * 60:
         torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
         done = progress.seconds / (plan.joint_minutes * 60)
-        task, frames = task_of(random.Random(f"{plan.seed} task {progress.step}"), done)
+        task, frames, learn = task_of(random.Random(f"{plan.seed} task {progress.step}"), done)
         draw = random.Random(f"{plan.seed} joint {run.rank} {progress.step}")
-        stats = joint_step(run, draw, task, frames, difficulty=progress.difficulty)
+        stats = joint_step(run, draw, task, frames, difficulty=progress.difficulty, learn=learn)
         rate = _joint_rate(progress.step, done)
-        if task != "clip":  # clips train the decoder alone
-            run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        if learn:
+            slow = VISION_RATE * rate
+            run.vision.step(plan.adam_rate * slow, plan.muon_rate * slow)
         stats["norm"] = run.text.step(plan.adam_rate * rate, plan.muon_rate * rate)
         if "patch" in stats:
             recent.append(stats.pop("patch"))
