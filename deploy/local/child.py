@@ -3,7 +3,8 @@
 Executed as a plain file by a bare interpreter, so that nothing happens between fork and exec in a threaded parent. The
 kernel sends SIGNAL to the command when the thread that started it dies, also by `kill -9`: start it from a thread that
 lives as long as the stack. PostgreSQL refuses to run as root; with `--drop` it gets another user, who keeps one
-capability, to look through folders (CAP_DAC_READ_SEARCH): a clone below `/root` is closed to everybody else.
+capability, to look through folders: a clone below `/root` is closed to everybody else. That is CAP_DAC_READ_SEARCH, or
+where root lacks it (a container's root often does) CAP_DAC_OVERRIDE, which can do more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
+_CAP_DAC_OVERRIDE = 1
 _CAP_DAC_READ_SEARCH = 2
 _CAPABILITY_VERSION_3 = 0x20080522
 _CAPSET = {"x86_64": 126, "aarch64": 91}
@@ -39,11 +41,13 @@ def drop_root(uid: int) -> None:
     os.setresuid(uid, uid, uid)
     if not kept:
         return
-    mask = 1 << _CAP_DAC_READ_SEARCH
     header = _Header(_CAPABILITY_VERSION_3, 0)
-    data = (_Data * 2)(_Data(mask, mask, mask), _Data(0, 0, 0))
-    if libc.syscall(_CAPSET[platform.machine()], ctypes.byref(header), ctypes.byref(data)) == 0:
-        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_READ_SEARCH, 0, 0)
+    for capability in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE):
+        mask = 1 << capability
+        data = (_Data * 2)(_Data(mask, mask, mask), _Data(0, 0, 0))
+        if libc.syscall(_CAPSET[platform.machine()], ctypes.byref(header), ctypes.byref(data)) == 0:
+            libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+            return
 
 
 def main() -> None:

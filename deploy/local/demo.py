@@ -1,7 +1,7 @@
 """`make demo`: the whole path on a mixed load, from nothing, in a minute.
 
-Scans, documents and one corrupt file from S3 by prefix; pictures and one missing object from a manifest; clips with questions
-from uploads. Every item must end, and only the two bad ones may fail.
+Scans, documents and one corrupt file from S3 by prefix; pictures and one missing object from a manifest; clips with
+questions from uploads. Every item must end, and only the two bad ones may fail.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import FrameType
 
-from batchsight import Client, Job, Result
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from api.client import Client, Job, Result
 from deploy.demo.samples import Sample, write_samples
 from deploy.demo.scoring import character_error_rate
 from deploy.local.stack import SAMPLES_BUCKET, Addresses, Stack, StackOptions
@@ -28,6 +29,8 @@ from deploy.local.stack import SAMPLES_BUCKET, Addresses, Stack, StackOptions
 SEED = 2026
 MISSING = "photos/no-such-picture.png"
 _SHOWN = 60
+_PLAIN_WIDTH = 180
+_POLL = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ def run_demo(folder: Path | None) -> int:
         data = (folder or Path(tempfile.mkdtemp(prefix="batchsight-demo-"))).resolve()
         console.print(f"data folder: {data}", soft_wrap=True, highlight=False)
         began = time.monotonic()
-        stack = Stack(data, StackOptions(durable=True), say=lambda text: console.print(f"· {text}", highlight=False))
+        stack = Stack(data, StackOptions(samples=True), say=lambda text: console.print(f"· {text}", highlight=False))
         try:
             addresses = stack.start()
             console.print(f"· ready after {time.monotonic() - began:.1f} s", highlight=False)
@@ -70,12 +73,15 @@ def _run(stack: Stack, addresses: Addresses, console: Console) -> int:
         jobs = _watch(client, jobs, console)
         seconds = time.monotonic() - began
         results = [result for job in jobs for result in client.results(job.id, include="all")]
-    return _report(results, jobs, wanted, seconds, Console())
+    out = Console()
+    return _report(results, jobs, wanted, seconds, out if out.is_terminal else Console(width=_PLAIN_WIDTH))
 
 
 def _submit(stack: Stack, client: Client, samples: tuple[Sample, ...]) -> list[Job]:
     """Three ways in: a prefix, a manifest, uploads."""
     s3 = stack.s3()
+    if stack.objects is None and not any(b["Name"] == SAMPLES_BUCKET for b in s3.list_buckets()["Buckets"]):
+        s3.create_bucket(Bucket=SAMPLES_BUCKET)
     by_kind: dict[str, list[Sample]] = {}
     for sample in samples:
         by_kind.setdefault(sample.kind, []).append(sample)
@@ -109,11 +115,11 @@ def _watch(client: Client, jobs: list[Job], console: Console) -> list[Job]:
             for job_id, job in current.items():
                 if job.finished:
                     continue
-                current[job_id] = job = client.job(job_id)
-                progress.update(bars[job_id], completed=job.done, total=job.total if job.planned else None)
-                if job.finished and not console.is_terminal:
-                    console.print(f"{job.kind}: {job.state}, {job.done} items", highlight=False)
-            time.sleep(0.1)
+                now = current[job_id] = client.job(job_id)
+                progress.update(bars[job_id], completed=now.done, total=now.total if now.planned else None)
+                if now.finished and not console.is_terminal:
+                    console.print(f"{now.kind}: {now.state}, {now.done} items", highlight=False)
+            time.sleep(_POLL)
     return list(current.values())
 
 
@@ -141,14 +147,14 @@ def _report(results: list[Result], jobs: list[Job], wanted: Wanted, seconds: flo
         shown = f"{name} p.{result.page}" if result.page else name
         expectation = left.pop((name, result.page), None)
         if result.error is not None:
-            failed.add_row(shown, result.error.code, result.error.message)
+            failed.add_row(Text(shown), result.error.code, Text(result.error.message))
             if expectation is None or expectation.error != result.error.code:
                 wrong.append(f"{shown} failed with {result.error.code}")
         elif expectation is None or expectation.text is None:
             wrong.append(f"{shown} was not expected to succeed")
         else:
             rate = character_error_rate(result.text, expectation.text)
-            table.add_row(shown, _short(expectation.text), _short(result.text), f"{rate:.3f}")
+            table.add_row(Text(shown), _short(expectation.text), _short(result.text), f"{rate:.3f}")
     wrong += [f"{name} p.{page} has no result" for name, page in left]
     console.print(table)
     console.print(failed)
@@ -164,9 +170,11 @@ def _report(results: list[Result], jobs: list[Job], wanted: Wanted, seconds: flo
     return 1 if wrong else 0
 
 
-def _short(text: str) -> str:
+def _short(text: str) -> Text:
+    """A line of it. Text, not markup, and only what prints: a model's answer is data."""
     flat = " / ".join(text.splitlines())
-    return flat if len(flat) <= _SHOWN else f"{flat[: _SHOWN - 1]}…"
+    plain = "".join(character if character.isprintable() else "�" for character in flat)
+    return Text(plain if len(plain) <= _SHOWN else f"{plain[: _SHOWN - 1]}…")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 import subprocess
@@ -104,6 +103,8 @@ class Server:
 
     def launch(self) -> None:
         """Start without waiting. A restart comes back on its port, so that clients find it again."""
+        if self.pid:
+            return
         self.prepare()
         self._choose_port()
         with self.log.open("ab") as log:
@@ -138,20 +139,25 @@ class Server:
 
     def stop(self) -> None:
         """Stop it in its own way; what does not leave in time is killed. Repeatable."""
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(self.stop_signal)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(self.grace)
-        self.kill()
+        self.end(self.stop_signal)
 
     def kill(self) -> None:
         """`kill -9`. Repeatable."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        self.end(signal.SIGKILL)
+
+    def end(self, number: signal.Signals) -> None:
+        """Send a signal and wait until it has gone; kill it after `grace` seconds."""
+        # Taken first: whoever watches this server must never see it dead before it is ours no more.
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(number)
+            try:
+                process.wait(self.grace)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
     def restart(self) -> Self:
         """Stop and start, on the same port and data."""

@@ -136,10 +136,7 @@ class Postgres(Server):
 
     def immediate(self) -> None:
         """Stop without a checkpoint, as after a crash; a start then recovers."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(20)
-        self._process = None
+        self.end(signal.SIGQUIT)
 
     def drop(self) -> Sequence[str]:
         """PostgreSQL refuses to run as root."""

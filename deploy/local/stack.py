@@ -6,39 +6,49 @@ started; so is a checkpoint (`MODEL`). Everything lies below one folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import secrets
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from pydantic import SecretStr
 
 import migrations
+from api.auth import SCOPES
 from deploy.demo.random_checkpoint import write_random_checkpoint
-from deploy.local.server import Server, free_port
+from deploy.local.server import free_port
 from deploy.local.servers import ObjectStore, Postgres, Redis
 from deploy.local.supervisor import Program, Supervisor
-from pipelines.jobs.errors import ConfigurationError
+from pipelines.jobs.errors import ConfigurationError, Unauthenticated
+from pipelines.settings import Settings
 from pipelines.store import tenants
 from pipelines.store.session import Database
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 BUNDLED_CHECKPOINT = Path(__file__).parents[1] / "demo" / "checkpoint"
 SAMPLES_BUCKET = "samples"
-SCOPES = ("jobs:read", "jobs:write", "files:read", "files:write", "admin")
-
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackOptions:
-    """How much is started. `api_port` 0: a free one. `durable`: whether the servers survive a power cut."""
+    """How much is started. `api_port` 0: a free one. `durable`: whether the servers survive a power cut.
+
+    `samples`: whether tenants may read the bucket of samples on an S3 server that is not the embedded one.
+    """
 
     api_port: int = 0
+    samples: bool = False
     durable: bool = True
     cpu_workers: int = 1
     cpu_processes: int = 2
@@ -71,7 +81,7 @@ class Stack:
         self.folder = folder.resolve()
         self.options = options or StackOptions()
         self._say = say
-        self._servers: list[Server] = []
+        self._settings = Settings()
         self.postgres: Postgres | None = None
         self.redis: Redis | None = None
         self.objects: ObjectStore | None = None
@@ -94,8 +104,6 @@ class Stack:
         if self.supervisor is not None:
             self.supervisor.stop()
             self.supervisor = None
-        while self._servers:
-            self._servers.pop().stop()
 
     def __enter__(self) -> Stack:
         self.start()
@@ -104,31 +112,40 @@ class Stack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def s3(self) -> Any:
-        """A boto3 client of the embedded S3 server."""
-        if self.objects is None:
-            raise ConfigurationError("S3 is not the embedded one")
-        return self.objects.client()
+    def s3(self) -> S3Client:
+        """A boto3 client of the S3 server in use."""
+        if self.objects is not None:
+            return self.objects.client()
+        return boto3.client(
+            "s3",
+            endpoint_url=self.environment["S3_ENDPOINT_URL"],
+            region_name=self._settings.s3_region,
+            aws_access_key_id=self.environment.get("AWS_ACCESS_KEY_ID"),
+            aws_secret_access_key=self.environment.get("AWS_SECRET_ACCESS_KEY"),
+            config=Config(s3={"addressing_style": "path"}, response_checksum_validation="when_required"),
+        )
 
     def _start(self, timeout: float) -> Addresses:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.supervisor = Supervisor(self.folder / "logs")
         model, trained = self._model()
-        self._start_servers()
+        self._start_servers(self.supervisor)
         self.environment |= {
             "MODEL": model,
-            "BATCHSIGHT_SCRATCH_DIR": str(self.folder / "scratch"),
-            "BATCHSIGHT_API_KEY_PEPPER": self._secret("pepper"),
-            "BATCHSIGHT_CPU_WORKERS": str(self.options.cpu_processes),
-            "BATCHSIGHT_ENGINE_SLOTS": str(self.options.engine_slots),
+            "BATCHSIGHT_SCRATCH_DIR": self._set("scratch_dir") or str(self.folder / "scratch"),
+            "BATCHSIGHT_API_KEY_PEPPER": self._set("api_key_pepper") or self._secret("pepper"),
+            "BATCHSIGHT_CPU_WORKERS": self._set("cpu_workers") or str(self.options.cpu_processes),
+            "BATCHSIGHT_ENGINE_SLOTS": self._set("engine_slots") or str(self.options.engine_slots),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONSAFEPATH": "1",  # the modules are the installed ones, whatever lies in the working folder
             **self.options.environment,
         }
         self._say("applying migrations")
         migrations.upgrade(self.environment["DATABASE_URL"])
         key = self._bootstrap_key()
         port = self.options.api_port or free_port()
-        self._start_programs(port)
-        self._wait(timeout)
+        self._start_programs(self.supervisor, port)
+        self._wait(self.supervisor, timeout)
         self.addresses = Addresses(
             folder=str(self.folder),
             api_url=f"http://127.0.0.1:{port}",
@@ -144,7 +161,7 @@ class Stack:
         return self.addresses
 
     def _model(self) -> tuple[str, bool]:
-        if model := os.environ.get("BATCHSIGHT_MODEL") or os.environ.get("MODEL"):
+        if model := self._set("model"):
             return model, True
         if (BUNDLED_CHECKPOINT / "model.safetensors").is_file():
             config = json.loads((BUNDLED_CHECKPOINT / "config.json").read_text(encoding="utf-8"))
@@ -155,28 +172,44 @@ class Stack:
             write_random_checkpoint(folder, seed=0)
         return str(folder), False
 
-    def _start_servers(self) -> None:
+    def _set(self, field: str) -> str:
+        """What the environment or `.env` sets a field to; empty where nothing does."""
+        if field not in self._settings.model_fields_set:
+            return ""
+        value = getattr(self._settings, field)
+        return str(value.get_secret_value() if isinstance(value, SecretStr) else value or "")
+
+    def _start_servers(self, supervisor: Supervisor) -> None:
         environment = self.environment
         durable = self.options.durable
-        if url := os.environ.get("BATCHSIGHT_DATABASE_URL") or os.environ.get("DATABASE_URL"):
+        if url := self._set("database_url"):
             environment["DATABASE_URL"] = url
         else:
             self._say("starting PostgreSQL")
             self.postgres = Postgres(self.folder / "postgres", durable=durable)
-            self._up(self.postgres)
+            supervisor.serve(self.postgres)
             environment["DATABASE_URL"] = self.postgres.ensure_database("batchsight")
-        if url := os.environ.get("BATCHSIGHT_REDIS_URL") or os.environ.get("REDIS_URL"):
+        if url := self._set("redis_url"):
             environment["REDIS_URL"] = url
         else:
             self._say("starting Redis")
             self.redis = Redis(self.folder / "redis", durable=durable)
-            self._up(self.redis)
+            supervisor.serve(self.redis)
             environment["REDIS_URL"] = self.redis.url
-        if os.environ.get("BATCHSIGHT_S3_ENDPOINT_URL") or os.environ.get("S3_ENDPOINT_URL"):
-            return  # the bucket, the keys and the allowed buckets are the environment's own
+        if url := self._set("s3_endpoint_url"):
+            # The buckets and the keys are the environment's own.
+            given = {
+                "S3_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": self._set("s3_access_key_id"),
+                "AWS_SECRET_ACCESS_KEY": self._set("s3_secret_access_key"),
+            }
+            environment |= {name: value for name, value in given.items() if value}
+            if self.options.samples:
+                environment["BATCHSIGHT_ALLOWED_BUCKETS"] = self._allowed_buckets()
+            return
         self._say("starting S3")
         self.objects = ObjectStore(self.folder / "s3")
-        self._up(self.objects)
+        supervisor.serve(self.objects)
         for bucket in ("batchsight", SAMPLES_BUCKET):
             self.objects.create_bucket(bucket)
         environment |= {
@@ -184,12 +217,11 @@ class Stack:
             "AWS_ACCESS_KEY_ID": self.objects.access_key,
             "AWS_SECRET_ACCESS_KEY": self.objects.secret_key,
             "BATCHSIGHT_BLOB_URL": "s3://batchsight",
-            "BATCHSIGHT_ALLOWED_BUCKETS": SAMPLES_BUCKET,
+            "BATCHSIGHT_ALLOWED_BUCKETS": self._allowed_buckets(),
         }
 
-    def _up(self, server: Server) -> None:
-        self._servers.append(server)
-        server.start()
+    def _allowed_buckets(self) -> str:
+        return ",".join(sorted({*self._settings.allowed_buckets, SAMPLES_BUCKET}))
 
     def _secret(self, name: str) -> str:
         path = self.folder / f"{name}.secret"
@@ -201,28 +233,24 @@ class Stack:
     def _bootstrap_key(self) -> str:
         """A tenant and a key at the first start; the key is kept beside the data, readable by its owner alone."""
         path = self.folder / "api-key.secret"
-        if path.exists():
-            return path.read_text(encoding="utf-8")
+        pepper = self.environment["BATCHSIGHT_API_KEY_PEPPER"]
         database = Database(self.environment["DATABASE_URL"], pool_size=1, application_name="batchsight bootstrap")
         try:
             with database.begin() as conn:
+                if path.exists():
+                    kept = path.read_text(encoding="utf-8")
+                    with contextlib.suppress(Unauthenticated):  # kept from another database: a new one is made
+                        tenants.authenticate(conn, kept, pepper=pepper)
+                        return kept
                 tenant = tenants.find_tenant(conn, "default") or tenants.create_tenant(conn, "default")
-                key = tenants.create_key(
-                    conn,
-                    tenant.tenant_id,
-                    name="bootstrap",
-                    scopes=SCOPES,
-                    expires_at=None,
-                    pepper=self.environment["BATCHSIGHT_API_KEY_PEPPER"],
-                )
+                key = tenants.create_key(conn, tenant.tenant_id, name="bootstrap", scopes=SCOPES, pepper=pepper)
         finally:
             database.close()
         path.touch(mode=0o600)
         path.write_text(key.secret, encoding="utf-8")
         return key.secret
 
-    def _start_programs(self, api_port: int) -> None:
-        self.supervisor = Supervisor(self.folder / "logs")
+    def _start_programs(self, supervisor: Supervisor, api_port: int) -> None:
         options = self.options
         roles = [("api", 1), ("dispatcher", options.dispatchers), ("cpu", options.cpu_workers)]
         roles.append(("gpu", options.engine_workers))
@@ -234,7 +262,7 @@ class Stack:
                 variable = "BATCHSIGHT_API_PORT" if role == "api" else "BATCHSIGHT_HEALTH_PORT"
                 module = "api" if role == "api" else f"workers.{role}"
                 self._health[name] = f"http://127.0.0.1:{port}/{'readyz' if role == 'api' else 'healthz'}"
-                self.supervisor.start(
+                supervisor.start(
                     Program(
                         name=name,
                         command=(sys.executable, "-m", module),
@@ -243,12 +271,12 @@ class Stack:
                 )
                 self.programs.append(name)
 
-    def _wait(self, timeout: float) -> None:
+    def _wait(self, supervisor: Supervisor, timeout: float) -> None:
         until = time.monotonic() + timeout
         waiting = dict(self._health)
         while waiting:
-            if self.supervisor is not None and self.supervisor.gave_up:
-                raise ConfigurationError(self.supervisor.gave_up)
+            if supervisor.gave_up:
+                raise ConfigurationError(supervisor.gave_up)
             if time.monotonic() > until:
                 names = ", ".join(waiting)
                 raise ConfigurationError(f"not ready within {timeout:.0f} s: {names}; see {self.folder / 'logs'}")
@@ -264,8 +292,9 @@ def describe(addresses: Addresses) -> dict[str, Any]:
 
 
 def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback, never through a proxy
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own loopback address
+        with opener.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False

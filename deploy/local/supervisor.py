@@ -1,7 +1,8 @@
-"""Keeps named processes alive: starts them, restarts what dies, stops them in order, leaves nothing behind.
+"""Keeps named processes and servers alive: starts them, restarts what dies, stops them in order, leaves nothing behind.
 
-Every process is started from one thread that lives as long as the supervisor: the kernel's parent-death signal follows
-the thread, so even `kill -9` of the supervisor ends them all.
+Everything is started, restarted and stopped on one thread that lives as long as the supervisor: the kernel's
+parent-death signal follows the thread, so even `kill -9` of the supervisor ends them all; and a stop cannot overtake a
+restart.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -22,7 +22,10 @@ from pathlib import Path
 
 import structlog
 
-_CHILD = Path(__file__).with_name("child.py")
+from deploy.local.server import Server, guarded
+
+_TICK = 0.2
+_LONGEST_PAUSE = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -36,28 +39,63 @@ class Program:
     grace: float = 15.0
 
 
-class Supervisor:
-    """Runs programs until `stop`. `gave_up` is set when one dies too often: `most_deaths` within `window` seconds."""
+class _Deaths:
+    """When something died lately, and when it may start again: at once at first, then with a growing pause."""
 
-    def __init__(self, logs: Path, *, most_deaths: int = 8, window: float = 60.0, pause: float = 0.3) -> None:
+    def __init__(self, *, most: int, window: float, pause: float) -> None:
+        self._most, self._window, self._pause = most, window, pause
+        self._times: deque[float] = deque()
+        self._next_start = 0.0
+
+    def add(self) -> int:
+        """Count a death; how many there were within the window."""
+        now = time.monotonic()
+        self._times.append(now)
+        while self._times[0] < now - self._window:
+            self._times.popleft()
+        self._next_start = now + min(_LONGEST_PAUSE, self._pause * 2.0 ** (len(self._times) - 1))
+        return len(self._times)
+
+    @property
+    def too_many(self) -> bool:
+        """It is hopeless."""
+        return len(self._times) > self._most
+
+    @property
+    def may_start(self) -> bool:
+        """The pause is over."""
+        return time.monotonic() >= self._next_start
+
+
+class Supervisor:
+    """Runs programs until `stop`. `gave_up` says why nothing is restarted any more: `most_deaths` within `window` s."""
+
+    def __init__(self, logs: Path, *, most_deaths: int = 8, window: float = 60.0, pause: float = 0.2) -> None:
         self._logs = logs
-        self._most_deaths = most_deaths
-        self._window = window
-        self._pause = pause
+        self._most_deaths, self._window, self._pause = most_deaths, window, pause
         self._programs: dict[str, Program] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._deaths: dict[str, deque[float]] = {}
-        self._stopping = threading.Event()
+        self._servers: list[Server] = []
+        self._deaths: dict[str, _Deaths] = {}
+        self._down: set[str] = set()
         self.gave_up: str | None = None
-        self._work: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[], object], Future[None]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
 
     def start(self, program: Program) -> None:
         """Start a program and keep it alive."""
-        self._programs[program.name] = program
-        self._deaths[program.name] = deque()
+        self._deaths[program.name] = _Deaths(most=self._most_deaths, window=self._window, pause=self._pause)
         self._on_thread(lambda: self._spawn(program))
+
+    def serve(self, server: Server) -> None:
+        """Start a server, wait until it answers, and keep it alive; its own `stop` and `kill` are respected.
+
+        Raises `ConfigurationError` where it does not start.
+        """
+        self._deaths[server.name] = _Deaths(most=self._most_deaths, window=self._window, pause=self._pause)
+        self._on_thread(server.start)
+        self._on_thread(lambda: self._servers.append(server))
 
     def pid(self, name: str) -> int:
         """The present process of a program; 0 while it is down."""
@@ -69,37 +107,27 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def stop(self) -> None:
-        """SIGTERM to all at once in the order of their start, reversed; SIGKILL after each one's grace. Repeatable."""
-        self._stopping.set()
-        order = list(reversed(self._programs.values()))
-        for program in order:
-            process = self._processes.get(program.name)
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        until = time.monotonic()
-        for program in order:
-            process = self._processes.get(program.name)
-            if process is None:
-                continue
-            try:
-                process.wait(max(0.1, until + program.grace - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _log.warning("process_killed", program=program.name, grace=program.grace)
-                _kill_group(process)
-        self._work.put(None)
-        self._thread.join(10)
+        """SIGTERM to the programs in the order of their start, SIGKILL after each one's grace; then the servers.
 
-    def _on_thread(self, call: Callable[[], None]) -> None:
+        Repeatable.
+        """
+        if self._thread.is_alive():
+            self._on_thread(self._stop_all)
+            self._work.put(None)
+            self._thread.join()
+
+    def _on_thread(self, call: Callable[[], object]) -> None:
         done: Future[None] = Future()
         self._work.put((call, done))
-        done.result(30)
+        done.result()
 
     def _run(self) -> None:
         while True:
             try:
-                entry = self._work.get(timeout=self._pause)
+                entry = self._work.get(timeout=_TICK)
             except queue.Empty:
-                self._revive()
+                with contextlib.suppress(OSError):  # no process or port to be had: tried again at the next tick
+                    self._revive()
                 continue
             if entry is None:
                 return
@@ -107,42 +135,71 @@ class Supervisor:
             try:
                 call()
                 done.set_result(None)
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - it belongs to the caller; this thread must live on
                 done.set_exception(error)
 
     def _revive(self) -> None:
-        for name, program in self._programs.items():
-            process = self._processes.get(name)
-            if self._stopping.is_set() or self.gave_up or process is None or process.poll() is None:
-                continue
-            _kill_group(process)  # what a killed pool left behind
-            now = time.monotonic()
-            deaths = self._deaths[name]
-            deaths.append(now)
-            while deaths and deaths[0] < now - self._window:
-                deaths.popleft()
-            _log.warning("process_died", program=name, code=process.returncode, deaths=len(deaths))
-            if len(deaths) > self._most_deaths:
-                self.gave_up = f"{name} died {len(deaths)} times within {self._window:.0f} s; see {self.log(name)}"
-                return
-            if not self._stopping.is_set():
-                self._spawn(program)
+        for server in self._servers:
+            if server.died:
+                self._bury(server.name, 0, server.log)
+                if self._may_restart(server.name):
+                    server.launch()
+        for name, process in list(self._processes.items()):
+            if process.poll() is not None:
+                _kill_group(process)  # what a killed pool left behind
+                self._bury(name, process.returncode, self.log(name))
+                if self._may_restart(name):
+                    self._spawn(self._programs[name])
+
+    def _bury(self, name: str, code: int, log: Path) -> None:
+        if name in self._down:
+            return  # counted already; it waits for its restart
+        self._down.add(name)
+        deaths = self._deaths[name]
+        count = deaths.add()
+        _log.warning("process_died", program=name, code=code, deaths=count)
+        if deaths.too_many and self.gave_up is None:
+            self.gave_up = f"{name} died {count} times within {self._window:.0f} s; see {log}"
+
+    def _may_restart(self, name: str) -> bool:
+        ready = self.gave_up is None and self._deaths[name].may_start
+        if ready:
+            self._down.discard(name)
+        return ready
 
     def _spawn(self, program: Program) -> None:
+        self._programs[program.name] = program
         self._logs.mkdir(parents=True, exist_ok=True)
         with self.log(program.name).open("ab") as log:
             self._processes[program.name] = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_CHILD), str(int(signal.SIGTERM)), *program.command],
+                # SIGKILL: work is safe against it by design, and a drain would hang once the servers are gone too.
+                guarded(signal.SIGKILL, (), program.command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **program.environment},
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, who stops in order
             )
+
+    def _stop_all(self) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        for name, process in self._processes.items():
+            grace = self._programs[name].grace
+            try:
+                process.wait(max(0.0, began + grace - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _log.warning("process_killed", program=name, grace=grace)
+            _kill_group(process)
+        self._processes.clear()
+        while self._servers:
+            self._servers.pop().stop()
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL to the process and whatever is left of its session."""
-    with contextlib.suppress(ProcessLookupError):  # the whole group has gone already
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
