@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from pipelines.engine.plan import StepPlan
@@ -28,12 +27,20 @@ class PagedCache:
 
 
 class Backend(Protocol):
-    """Computes attention of packed queries over pages. One instance an engine."""
+    """Computes attention of packed queries over pages. One instance an engine.
+
+    `graphable`: decoding needs nothing from the host, so that a CUDA graph may hold it; see `decode_state`.
+    """
 
     name: str
+    graphable: bool
+    page_size: int
 
     def prepare(self, plan: StepPlan, device: torch.device) -> Any:
         """Turn a plan into what `attend` needs on every layer of this step."""
+
+    def decode_state(self, tables: torch.Tensor, lengths: torch.Tensor) -> Any:
+        """Return the state of a step of decoding rows alone, from int32 device tensors `[rows, pages]` and `[rows]`."""
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: PagedCache, state: Any, scale: float
@@ -76,126 +83,3 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 AttentionInterface.register(NAME, paged_attention)
 AttentionMaskInterface.register(NAME, _no_mask)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bucket:
-    """Decoding rows of similar length; `rows` None means all. `mask`: bool `[rows, 1, 1, keys]` or None."""
-
-    rows: torch.Tensor | None
-    pages: torch.Tensor
-    count: int
-    mask: torch.Tensor | None
-    keys: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chunk:
-    """One prefill chunk: its rows, its pages, and how many keys it sees."""
-
-    start: int
-    stop: int
-    pages: torch.Tensor | None
-    keys: int
-    mask: torch.Tensor | None
-
-
-class SdpaBackend:
-    """Gathers the pages and calls torch's scaled dot product attention: exact on every device, and the fallback."""
-
-    name = "sdpa"
-    # Rows are padded to the longest of their bucket; a new bucket begins where a row would be padded by more than this.
-    _WASTE = 1.25
-
-    def __init__(self, page_size: int) -> None:
-        self._page_size = page_size
-
-    def prepare(self, plan: StepPlan, device: torch.device) -> tuple[list[_Bucket], list[_Chunk]]:
-        """Group the decoding rows by length; describe the chunks."""
-        buckets = self._buckets(plan, device) if plan.decodes else []
-        chunks = []
-        row = plan.decodes
-        for number in range(plan.decodes, len(plan.lengths)):
-            size, keys = int(plan.queries[number]), int(plan.lengths[number])
-            pages = mask = None
-            if size < keys:
-                pages = torch.from_numpy(plan.tables[number, : -(-keys // self._page_size)].copy()).to(device)
-                mask = torch.ones(size, keys, dtype=torch.bool, device=device).tril(keys - size)
-            chunks.append(_Chunk(start=row, stop=row + size, pages=pages, keys=keys, mask=mask))
-            row += size
-        return buckets, chunks
-
-    def _buckets(self, plan: StepPlan, device: torch.device) -> list[_Bucket]:
-        lengths = plan.lengths[: plan.decodes]
-        order = lengths.argsort(kind="stable")[::-1]
-        buckets = []
-        start = 0
-        while start < len(order):
-            longest = int(lengths[order[start]])
-            stop = start + int((lengths[order[start:]] * self._WASTE >= longest).sum())
-            rows = order[start:stop]
-            width = -(-longest // self._page_size)
-            mask = None
-            if int(lengths[rows[-1]]) < longest:
-                seen = torch.arange(longest)[None] < torch.from_numpy(lengths[rows].copy())[:, None]
-                mask = seen[:, None, None, :].to(device)
-            buckets.append(
-                _Bucket(
-                    rows=None
-                    if len(rows) == plan.decodes and bool((rows[:-1] < rows[1:]).all())
-                    else _index(rows, device),
-                    pages=_index(plan.tables[rows, :width].reshape(-1), device),
-                    count=len(rows),
-                    mask=mask,
-                    keys=longest,
-                )
-            )
-            start = stop
-        return buckets
-
-    def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: PagedCache, state: Any, scale: float
-    ) -> torch.Tensor:
-        """See `Backend.attend`."""
-        buckets, chunks = state
-        heads, kv_heads = query.shape[1], key.shape[1]
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
-        for bucket in buckets:
-            rows = query[: bucket.count] if bucket.rows is None else query.index_select(0, bucket.rows)
-            keys, values = (
-                pages.index_select(0, bucket.pages)
-                .view(bucket.count, -1, *pages.shape[2:])[:, : bucket.keys]
-                .transpose(1, 2)
-                for pages in (cache.keys, cache.values)
-            )
-            # The query heads of one key/value head become its "query positions": no repeated keys, no causal mask.
-            grouped = rows.reshape(bucket.count, kv_heads, heads // kv_heads, -1)
-            done = scaled_dot_product_attention(grouped, keys, values, attn_mask=bucket.mask, scale=scale)
-            done = done.reshape(bucket.count, heads, -1)
-            if bucket.rows is None:
-                out[: bucket.count] = done
-            else:
-                out.index_copy_(0, bucket.rows, done)
-        for chunk in chunks:
-            if chunk.pages is None:
-                keys, values = key[chunk.start : chunk.stop], value[chunk.start : chunk.stop]
-            else:
-                keys, values = (
-                    pages.index_select(0, chunk.pages).flatten(0, 1)[: chunk.keys]
-                    for pages in (cache.keys, cache.values)
-                )
-            done = scaled_dot_product_attention(
-                query[chunk.start : chunk.stop].transpose(0, 1)[None],
-                keys.transpose(0, 1)[None],
-                values.transpose(0, 1)[None],
-                attn_mask=chunk.mask,
-                is_causal=chunk.mask is None,
-                scale=scale,
-                enable_gqa=heads != kv_heads,
-            )
-            out[chunk.start : chunk.stop] = done[0].transpose(0, 1)
-        return out
-
-
-def _index(values: Any, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.copy()).to(device, non_blocking=True)

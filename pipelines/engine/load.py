@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from pipelines.engine.attention import Backend, SdpaBackend
 from pipelines.engine.checkpoint import Checkpoint, open_checkpoint
 from pipelines.engine.config import ModelConfig
 from pipelines.engine.core import EngineCore
 from pipelines.engine.errors import CheckpointError
+from pipelines.engine.kernels import choose_backend
 from pipelines.engine.model import build_model
 from pipelines.engine.options import EngineOptions
+from pipelines.engine.quantize import edit_for
 from pipelines.engine.runner import Runner
 from pipelines.engine.scheduler import Limits, Scheduler
 from pipelines.engine.service import LocalEngine
@@ -43,6 +44,7 @@ def load_engine(folder: Path | str, options: EngineOptions | None = None) -> Loc
         dtype=dtype,
         place=lambda _: device,
         image_token=tokenizer.image_token,
+        edit=edit_for(options.quantization, device),
     )
     core = build_core(model, checkpoint.config, options, device=device, dtype=dtype)
     info = describe(checkpoint, options, core, dtype=dtype)
@@ -88,8 +90,8 @@ def build_core(
 ) -> EngineCore:
     """Return scheduler, cache and runner for a model that is loaded."""
     on_cpu = device.type == "cpu"
-    page_size = options.page_size or (32 if on_cpu else 16)
-    backend: Backend = SdpaBackend(page_size)
+    backend = choose_backend(options.attention, device, dtype, options.page_size)
+    page_size = backend.page_size
     page_bytes = 2 * config.text.layers * page_size * config.text.kv_heads * config.text.head_dim * dtype.itemsize
     wanted = options.max_slots * (-(-config.text.max_positions // page_size))
     pages = max(min(_cache_bytes(options, device) // page_bytes, wanted), 1)
@@ -111,6 +113,7 @@ def build_core(
         pages=pages,
         page_size=page_size,
         slots=options.max_slots,
+        graphs=options.cuda_graphs,
     )
     return EngineCore(Scheduler(limits), runner, lookahead=0 if on_cpu else 1)
 
@@ -128,6 +131,7 @@ def _cache_bytes(options: EngineOptions, device: torch.device) -> int:
 def describe(checkpoint: Checkpoint, options: EngineOptions, core: EngineCore, *, dtype: torch.dtype) -> EngineInfo:
     """Return what the engine says of itself."""
     config, limits = checkpoint.config, core.scheduler.limits
+    suffix = "" if options.quantization == "none" else f", {options.quantization} language model"
     return EngineInfo(
         model=options.model_name or checkpoint.folder.name,
         weights_hash=checkpoint.weights_hash(),
@@ -137,7 +141,7 @@ def describe(checkpoint: Checkpoint, options: EngineOptions, core: EngineCore, *
         image_size=config.vision.image_size,
         tokens_per_tile=config.tokens_per_tile,
         device=str(core.runner.device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch.") + suffix,
         attention=core.runner.attention,
         trained=config.trained,
     )

@@ -13,6 +13,7 @@ import torch
 
 from pipelines.engine.attention import Backend, PagedCache, PagedStep
 from pipelines.engine.config import ModelConfig
+from pipelines.engine.graphs import DecodeGraphs, DecodeInputs
 from pipelines.engine.plan import StepPlan
 from pipelines.engine.sampling import sample
 from pipelines.engine.vision import VisionRunner
@@ -47,6 +48,7 @@ class Runner:
         pages: int,
         page_size: int,
         slots: int,
+        graphs: bool = False,
     ) -> None:
         self.config = config
         self.device = device
@@ -66,6 +68,13 @@ class Runner:
         self.vision = VisionRunner(
             model, device=device, dtype=dtype, tokens=config.tokens_per_tile, hidden=config.text.hidden
         )
+
+        self._graphs: DecodeGraphs | None = None
+        if graphs and backend.graphable and device.type == "cuda":
+            width = min(pages, -(-config.text.max_positions // page_size))
+            self._graphs = DecodeGraphs(self.decode, slots=slots, pages=width, device=device)
+            with torch.inference_mode():
+                self._graphs.capture()
 
     @property
     def attention(self) -> str:
@@ -88,8 +97,25 @@ class Runner:
         if not plan.rows:
             empty = torch.empty(0)
             return Ticket(tokens=empty.long(), logprobs=empty, event=None)
-        hidden = self._forward(plan)
-        return self._sample(plan, hidden)
+        if not len(plan.sample):
+            self._forward(plan)
+            empty = torch.empty(0)
+            return Ticket(tokens=empty.long(), logprobs=empty, event=None)
+        if self._graphs is not None and plan.rows == plan.decodes:
+            return self._sample(plan, self._graphs.run(plan))
+        return self._sample(plan, self._model.lm_head(self._forward(plan)))
+
+    @torch.inference_mode()
+    def decode(self, inputs: DecodeInputs) -> torch.Tensor:
+        """Logits of a step of decoding rows alone, from device tensors: nothing is the host's, it can be captured."""
+        rows = self._text.embed_tokens(self._last.index_select(0, inputs.slots))
+        state = self._backend.decode_state(inputs.tables, inputs.lengths)
+        step = PagedStep(backend=self._backend, state=state, write=inputs.write, layers=self._layers)
+        hidden = self._text(
+            inputs_embeds=rows[None], position_ids=inputs.positions[None], use_cache=False, paged=step
+        ).last_hidden_state[0]
+        logits: torch.Tensor = self._model.lm_head(hidden)
+        return logits
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
@@ -117,11 +143,7 @@ class Runner:
             return output  # type: ignore[no-any-return]
         return output.index_select(0, self._to_device(plan.sample))  # type: ignore[no-any-return]
 
-    def _sample(self, plan: StepPlan, hidden: torch.Tensor) -> Ticket:
-        if not len(plan.sample):
-            empty = torch.empty(0)
-            return Ticket(tokens=empty.long(), logprobs=empty, event=None)
-        logits = self._model.lm_head(hidden)
+    def _sample(self, plan: StepPlan, logits: torch.Tensor) -> Ticket:
         slots = self._to_device(plan.sample_slots)
         penalised = any(row.penalty != 1.0 for row in plan.sampling)
         seen = self._seen.index_select(0, slots) if penalised else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.engine.attention import SdpaBackend
+from pipelines.engine.backends import SdpaBackend
 from pipelines.engine.checkpoint import open_checkpoint
 from pipelines.engine.config import ModelConfig
 from pipelines.engine.core import EngineCore, Failed
