@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
-from fastapi import Depends, Query, Request, Response, Security
+from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.services import Services
@@ -34,15 +34,12 @@ Caller = Callable[..., Coroutine[Any, Any, Principal]]
 def caller_with(scope: str) -> Caller:
     """A dependency: the caller, whose key must have `scope`, counted against the tenant's rate."""
 
-    async def caller(
-        request: Request, response: Response, services: ServicesDep, credentials: _Credentials
-    ) -> Principal:
+    async def caller(request: Request, services: ServicesDep, credentials: _Credentials) -> Principal:
         del credentials  # declared for OpenAPI; read from the header, whose every form is judged in one place
         principal = await services.auth.authenticate(request.headers.get("authorization"))
         request.state.tenant_id = str(principal.tenant_id)
         decision = await services.limiter.hit(principal.tenant_id, principal.tenant.requests_per_minute)
         request.state.rate_headers = decision.headers()
-        response.headers.update(decision.headers())
         if not decision.allowed:
             raise RateLimited(
                 f"more than {decision.quota} requests a minute; wait {decision.reset} seconds",

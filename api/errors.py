@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from pipelines.jobs.errors import BatchsightError, RateLimited
 
@@ -168,6 +169,15 @@ def framework_error(request: Request, error: HTTPException) -> JSONResponse:
     return response_of(request, status=error.status_code, code=code, message=message, headers=dict(error.headers or {}))
 
 
+def _allowed(request: Request) -> list[str]:
+    """All methods of an address; the framework names those of the first route alone."""
+    return [
+        method
+        for method in ("DELETE", "GET", "POST")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
 def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     """A request that does not match its schema: the first violation in words, all of them in `errors`."""
     found = [_violation(entry) for entry in error.errors()]
@@ -199,7 +209,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BatchsightError, known_error)  # type: ignore[arg-type]  # starlette types the error as Exception
     app.add_exception_handler(HTTPException, framework_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, validation_error)  # type: ignore[arg-type]
-    app.add_exception_handler(Exception, unexpected_error)
 
 
 def _violation(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,17 +45,17 @@ async def once(
     services: Services,
     caller: Principal,
     request: Request,
-    key: str | None,
     payload: Any,
     work: Callable[[Connection], Stored],
 ) -> Stored:
-    """Do `work` in a transaction, or give the answer that this key had before.
+    """Do `work` in a transaction, or give the answer that the request's key had before.
 
     Raises `IdempotencyInFlight`, `IdempotencyMismatch`, `InvalidParameter` and what `work` raises.
     """
-    if key is None:
+    presented = request.headers.get("idempotency-key")
+    if presented is None:
         return await services.transact(work)
-    name = parse(key)
+    name = parse(presented)
     fingerprint = fingerprint_of(request.method, request.url.path, payload)
     keep = services.settings.idempotency_hours * 3600.0
 
@@ -73,7 +73,7 @@ async def once(
 def parse(key: str) -> str:
     """The key without quotes. Raises `InvalidParameter`."""
     text = key.strip()
-    if len(text) > 2 and text[0] == text[-1] == '"':
+    if len(text) >= 2 and text[0] == text[-1] == '"':
         text = text[1:-1]
     if not _KEY.match(text):
         raise InvalidParameter(

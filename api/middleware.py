@@ -9,8 +9,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
+from starlette.requests import ClientDisconnect, Request
 
-from api.errors import BodyTooLarge
+from api.errors import BodyTooLarge, unexpected_error
 from api.metrics import Metrics
 
 Scope = MutableMapping[str, Any]
@@ -21,11 +22,12 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,128}\Z")
+_CLIENT_GONE = 499  # as nginx logs it
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Observe:
-    """Gives each request an id (the client's own where it is one), logs it once, and counts it."""
+    """Gives each request an id (the client's own where it is one), logs it once, counts it, answers what crashed."""
 
     def __init__(self, app: App, *, metrics: Metrics) -> None:
         self._app = app
@@ -38,21 +40,28 @@ class Observe:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
-        status = 500
+        began = time.perf_counter()
+        status = 0
 
         async def observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+                more = {"x-request-id": request_id, **scope["state"].get("rate_headers", {})}
+                message.setdefault("headers", []).extend((name.encode(), more[name].encode()) for name in more)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, observed)
+            except ClientDisconnect:
+                status = status or _CLIENT_GONE
+            except Exception as error:
+                if status:
+                    raise  # the answer has begun: only cutting it off tells the client that it is not whole
+                await unexpected_error(Request(scope), error)(scope, receive, observed)
             finally:
-                self._report(scope, status, time.perf_counter() - started)
+                self._report(scope, status or 500, time.perf_counter() - began)
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")

@@ -51,13 +51,14 @@ async def submit_job(
     request: Request, body: schema.JobRequest, services: ServicesDep, caller: JobsWrite, key: IdempotencyKey = None
 ) -> Response:
     """Checks, commits and answers; the work begins a moment later. Repeat with the same `Idempotency-Key` at will."""
+    del key  # declared for OpenAPI; read with the request
     submission = submission_of(body)
 
     def work(conn: Connection) -> Stored:
         job_id = submit(conn, caller.tenant, submission, services.submit_rules)
         return Stored(status=202, body=_shown(services, _found(conn, caller, job_id)))
 
-    stored = await once(services, caller, request, key, body.model_dump(mode="json"), work)
+    stored = await once(services, caller, request, body.model_dump(mode="json"), work)
     if not stored.replayed:
         services.metrics.submitted.labels(submission.kind).inc()
         await hint(services, stored)
@@ -165,13 +166,14 @@ async def redrive_job(
     key: IdempotencyKey = None,
 ) -> Response:
     """A child job of the failed items: all of them, or those with the given error codes. The parent never changes."""
+    del key
     codes = body.codes if body else None
 
     def work(conn: Connection) -> Stored:
         child = redrive.create(conn, caller.tenant_id, job_id, codes=codes)
         return Stored(status=202, body=_shown(services, _found(conn, caller, child)))
 
-    stored = await once(services, caller, request, key, {"codes": codes}, work)
+    stored = await once(services, caller, request, {"codes": codes}, work)
     if not stored.replayed:
         await hint(services, stored)
     return accepted(stored)
