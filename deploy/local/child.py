@@ -1,4 +1,6 @@
-"""Runs a command so that it cannot outlive us, for root as somebody else: `child.py [--drop UID] SIGNAL COMMAND…`.
+"""Runs a command so that it cannot outlive us, for root as somebody else.
+
+Usage: `child.py [--drop UID] PARENT SIGNAL COMMAND…`, PARENT being the pid of the process that starts it.
 
 Executed as a plain file by a bare interpreter, so that nothing happens between fork and exec in a threaded parent. The
 kernel sends SIGNAL to the command when the thread that started it dies, also by `kill -9`: start it from a thread that
@@ -53,16 +55,15 @@ def drop_root(uid: int) -> None:
 def main() -> None:
     """Prepare, then become the command."""
     arguments = sys.argv[1:]
-    parent = os.getppid()
     if arguments[0] == "--drop":
         drop_root(int(arguments[1]))
         arguments = arguments[2:]
-    signal_number, command = int(arguments[0]), arguments[1:]
+    parent, signal_number, command = int(arguments[0]), int(arguments[1]), arguments[2:]
     if sys.platform == "linux":
         # After the change of user: that change clears the setting.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0)
         if os.getppid() != parent:
-            sys.exit(1)  # the parent died before the kernel knew whom to tell
+            sys.exit(1)  # PARENT died before the kernel knew whom to tell
     os.execvp(command[0], command)  # noqa: S606 - the purpose of this file
 
 

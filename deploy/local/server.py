@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -41,7 +42,7 @@ def port_is_free(port: int) -> bool:
 
 def guarded(death_signal: signal.Signals, drop: Sequence[str], command: Sequence[str]) -> list[str]:
     """The command behind `child.py`: it gets `death_signal` when its starter dies."""
-    return [sys.executable, "-I", "-S", str(_CHILD), *drop, str(int(death_signal)), *command]
+    return [sys.executable, "-I", "-S", str(_CHILD), *drop, str(os.getpid()), str(int(death_signal)), *command]
 
 
 class Server:
