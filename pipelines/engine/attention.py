@@ -7,7 +7,8 @@ through the modules as a keyword argument (`paged`), so no state is global.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -50,12 +51,30 @@ class Backend(Protocol):
 
 @dataclass(kw_only=True, slots=True)
 class PagedStep:
-    """One step as the attention layers see it. `write`: int64 `[rows]`, the cache place of each row."""
+    """One step as the attention layers see it. `write`: int64 `[rows]`, the cache place of each row.
+
+    `remake` makes the state for another device, where the layers are spread over several.
+    """
 
     backend: Backend
     state: Any
     write: torch.Tensor
     layers: list[PagedCache]
+    remake: Callable[[torch.device], Any] | None = None
+    _elsewhere: dict[torch.device, PagedStep] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> PagedStep:
+        """Return this step for the layers of a device."""
+        if device == self.write.device or self.remake is None:
+            return self
+        if device not in self._elsewhere:
+            self._elsewhere[device] = PagedStep(
+                backend=self.backend,
+                state=self.remake(device),
+                write=self.write.to(device, non_blocking=True),
+                layers=self.layers,
+            )
+        return self._elsewhere[device]
 
 
 def paged_attention(

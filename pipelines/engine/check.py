@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from pipelines.engine.checkpoint import Checkpoint, open_checkpoint
 from pipelines.engine.core import EngineCore, Failed
 from pipelines.engine.errors import CheckpointError
-from pipelines.engine.load import build_core, choose_device
+from pipelines.engine.load import build_core, choose_devices
 from pipelines.engine.model import build_model
 from pipelines.engine.names import native_shapes, parameter_count
 from pipelines.engine.options import EngineOptions
@@ -75,7 +75,7 @@ def check_checkpoint(folder: Path | str, *, against: Path | None = None, device:
     image_token = read_tokenizer(checkpoint.folder).image_token if has_tokenizer else _infer_image_token(reference)
     dtype = torch.float64 if parameter_count(config) < _SMALL else torch.bfloat16
     options = EngineOptions(device=device, dtype="auto")
-    place = choose_device(options)
+    place = choose_devices(options)[0]
     model = build_model(config, checkpoint.tensors(), dtype=dtype, place=lambda _: place, image_token=image_token)
     core = build_core(model, config, options, device=place, dtype=dtype)
     differences, equal = _compare(checkpoint, core, reference, image_token, dtype) if reference else ({}, {})

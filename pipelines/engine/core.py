@@ -16,7 +16,7 @@ import torch
 
 from pipelines.engine.errors import EngineOutOfMemory, NonFiniteLogits
 from pipelines.engine.plan import StepPlan
-from pipelines.engine.runner import Runner, Ticket
+from pipelines.engine.runner import DeviceLost, Runner, Ticket
 from pipelines.engine.scheduler import Scheduler, Step
 from pipelines.engine.sequence import Sequence
 from pipelines.jobs.errors import EngineError
@@ -24,10 +24,6 @@ from pipelines.jobs.errors import EngineError
 _log = logging.getLogger(__name__)
 
 _STRIKES = 3
-
-
-class DeviceLost(Exception):
-    """The device reported an error that it does not recover from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +90,8 @@ class EngineCore:
         if step is not None:
             try:
                 ticket = self.runner.launch(step.plan)
+            except DeviceLost:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever one request causes may not reach the others
                 return self._drain() + self._blame(step, error)
             self.scheduler.launched(step)

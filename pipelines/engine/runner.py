@@ -6,8 +6,9 @@ host has read it: in the steady state the host never waits for the step it has j
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -34,8 +35,24 @@ class Ticket:
         return self.tokens.tolist(), self.logprobs.tolist()
 
 
+class DeviceLost(Exception):
+    """The device, or a rank of the group, reported an error that it does not recover from."""
+
+
+class Group(Protocol):
+    """What a runner needs of the other ranks of a tensor-parallel engine; see `parallel.Peers`."""
+
+    world: int
+
+    def agree(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return rank 0's tokens."""
+
+    def spread(self, embed: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
+        """Embed tiles, each rank its share."""
+
+
 class Runner:
-    """The model, its cache pages and its slots on one device. One thread only."""
+    """The model, its cache pages and its slots on one device (or the first of several). One thread only."""
 
     def __init__(
         self,
@@ -49,26 +66,31 @@ class Runner:
         page_size: int,
         slots: int,
         graphs: bool = False,
+        group: Group | None = None,
+        layer_device: Callable[[int], torch.device] | None = None,
     ) -> None:
         self.config = config
         self.device = device
         self._model = model
         self._text = model.model.language_model
         self._backend = backend
-        shape = (pages + 1, page_size, config.text.kv_heads, config.text.head_dim)
-        self._layers = [
-            PagedCache(
-                keys=torch.zeros(shape, dtype=dtype, device=device),
-                values=torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(config.text.layers)
-        ]
+        self._group = group
+        shape = (pages + 1, page_size, config.text.kv_heads // (group.world if group else 1), config.text.head_dim)
+        self._layers = []
+        for number in range(config.text.layers):
+            home = layer_device(number) if layer_device else device
+            keys, values = (torch.zeros(shape, dtype=dtype, device=home) for _ in range(2))
+            self._layers.append(PagedCache(keys=keys, values=values))
         self._last = torch.zeros(slots, dtype=torch.int64, device=device)
         self._seen = torch.zeros(slots, config.text.vocabulary, dtype=torch.bool, device=device)
         self.vision = VisionRunner(
-            model, device=device, dtype=dtype, tokens=config.tokens_per_tile, hidden=config.text.hidden
+            model,
+            device=device,
+            dtype=dtype,
+            tokens=config.tokens_per_tile,
+            hidden=config.text.hidden,
+            spread=group.spread if group else None,
         )
-
         self._graphs: DecodeGraphs | None = None
         if graphs and backend.graphable and device.type == "cuda":
             width = min(pages, -(-config.text.max_positions // page_size))
@@ -88,8 +110,8 @@ class Runner:
         if plan.scrub:
             pages = torch.tensor(plan.scrub, device=self.device)
             for layer in self._layers:
-                layer.keys[pages] = 0
-                layer.values[pages] = 0
+                layer.keys[pages.to(layer.keys.device)] = 0
+                layer.values[pages.to(layer.keys.device)] = 0
         self.vision.launch(plan.encode)
         for slot, generated in plan.reset:
             self._seen[slot] = False
@@ -135,6 +157,7 @@ class Runner:
             state=self._backend.prepare(plan, self.device),
             write=self._to_device(plan.write),
             layers=self._layers,
+            remake=lambda device: self._backend.prepare(plan, device),
         )
         output = self._text(
             inputs_embeds=rows[None], position_ids=self._to_device(plan.positions)[None], use_cache=False, paged=step
@@ -148,6 +171,8 @@ class Runner:
         penalised = any(row.penalty != 1.0 for row in plan.sampling)
         seen = self._seen.index_select(0, slots) if penalised else None
         tokens, logprobs = sample(logits, plan.sampling, seen)
+        if self._group is not None:
+            tokens = self._group.agree(tokens)
         self._last.index_copy_(0, slots, tokens)
         if penalised:
             self._seen[slots, tokens] = True

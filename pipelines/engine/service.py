@@ -12,12 +12,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 from pipelines.engine.config import ModelConfig
-from pipelines.engine.core import DeviceLost, EngineCore, Failed
+from pipelines.engine.core import EngineCore, Failed
 from pipelines.engine.errors import EngineStopped, RequestCancelled
 from pipelines.engine.handle import PendingHandle
 from pipelines.engine.request import ActiveRequest, Bounds, prepare
+from pipelines.engine.runner import DeviceLost
 from pipelines.engine.sequence import Sequence
 from pipelines.engine.tokenizer import Tokenizer
 from pipelines.engine.types import EngineInfo, EngineRequest, EngineStats, FinishReason, Handle, OnText
@@ -38,6 +40,7 @@ class LocalEngine:
         tokenizer: Tokenizer,
         stall_seconds: float = 120.0,
         guard: bool = True,
+        on_close: Callable[[], None] | None = None,
     ) -> None:
         self._core = core
         self._info = info
@@ -45,6 +48,7 @@ class LocalEngine:
         self.tokenizer = tokenizer
         self._stall_seconds = stall_seconds
         self._guard = guard
+        self._on_close = on_close
         limits = core.scheduler.limits
         self._bounds = Bounds(context=limits.context, cache=limits.pages * limits.page_size)
         self._numbers = itertools.count(1)
@@ -99,6 +103,21 @@ class LocalEngine:
             self._wake.notify()
         self._thread.join(timeout)
         self._stop_all("the engine was closed")
+        if self._on_close is not None:
+            on_close, self._on_close = self._on_close, None
+            on_close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing of the engine was lost, closed or not."""
+        return self._dead is None
+
+    def lose(self, why: str) -> None:
+        """Give everything back because a part of the engine is gone; the engine's thread may be stuck in a step."""
+        if not self._closing:
+            _log.error("engine.lost", extra={"why": why})
+            self._dead = why
+            self._stop_all("a part of the engine died")
 
     # -- the engine's thread ----------------------------------------------------------------------------------------
 

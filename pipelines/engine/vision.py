@@ -7,7 +7,7 @@ can be used once its event has passed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,18 @@ STD = (0.229, 0.224, 0.225)
 class VisionRunner:
     """The vision tower and the embeddings it has computed. One thread only."""
 
-    def __init__(self, model: Any, *, device: torch.device, dtype: torch.dtype, tokens: int, hidden: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        tokens: int,
+        hidden: int,
+        spread: Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
         self._model = model
+        self._spread = spread
         self._device = device
         self._dtype = dtype
         self._tokens = tokens
@@ -48,6 +58,17 @@ class VisionRunner:
         output = self._model.get_image_features(pixel_values=normalised)
         return output.last_hidden_state, output.pooler_output
 
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        def embed(part: torch.Tensor) -> torch.Tensor:
+            return self.tower(self.normalise(part))[1]
+
+        return embed(pixels) if self._spread is None else self._spread(embed, pixels)
+
+    def join(self) -> None:
+        """Let the device's main stream wait for the tiles launched so far; the host does not wait."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+
     def put(self, key: str, tokens: torch.Tensor) -> None:
         """Keep visual tokens `[tiles, tokens, hidden]` that were computed elsewhere."""
         self._embeddings[key] = tokens
@@ -59,14 +80,14 @@ class VisionRunner:
             return
         host = torch.from_numpy(np.concatenate([item.pixels for item in items]))
         if self._stream is None:
-            self._store(items, self.tower(self.normalise(host.to(self._device)))[1])
+            self._store(items, self._embed(host.to(self._device)))
             event = None
         else:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 host = host.pin_memory()
                 pixels = host.to(self._device, non_blocking=True)
-                self._store(items, self.tower(self.normalise(pixels))[1])
+                self._store(items, self._embed(pixels))
             event = self._stream.record_event()
         complete = [(item.key, item.count) for item in items if self._missing[item.key] == 0]
         self._flying.append((event, complete, host))
