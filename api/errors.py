@@ -166,7 +166,10 @@ def framework_error(request: Request, error: HTTPException) -> JSONResponse:
     code, message = _HTTP_CODES.get(error.status_code, ("invalid_request", http.HTTPStatus(error.status_code).phrase))
     if isinstance(error, BodyTooLarge | UnreadableBody):
         message = str(error.detail)
-    return response_of(request, status=error.status_code, code=code, message=message, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return response_of(request, status=error.status_code, code=code, message=message, headers=headers)
 
 
 def _allowed(request: Request) -> list[str]:
