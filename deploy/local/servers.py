@@ -238,7 +238,11 @@ class ObjectStore(Server):
 
     def create_bucket(self, name: str) -> None:
         """Create a bucket; one that exists is fine. By the server itself: its cached listing would miss a folder."""
-        self.client().create_bucket(Bucket=name)
+        try:
+            self.client().create_bucket(Bucket=name)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") != "BucketAlreadyExists":
+                raise
 
     def prepare(self) -> None:
         """Make the folder of buckets."""

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 BUNDLED_CHECKPOINT = Path(__file__).parents[1] / "demo" / "checkpoint"
 SAMPLES_BUCKET = "samples"
+_HOPELESS = 2  # deaths before it was ready even once
+_TAIL = 3_000
+
 Say = Callable[[str], None]
 
 
@@ -283,6 +286,10 @@ class Stack:
             for name, url in list(waiting.items()):
                 if _answers(url):
                     del waiting[name]
+                elif supervisor.deaths(name) >= _HOPELESS:
+                    log = supervisor.log(name)
+                    tail = log.read_text(encoding="utf-8", errors="replace")[-_TAIL:] if log.exists() else ""
+                    raise ConfigurationError(f"{name} does not start; the end of {log}:\n{tail}")
             time.sleep(0.05)
 
 

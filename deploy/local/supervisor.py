@@ -54,6 +54,11 @@ class _Deaths:
         while self._times[0] < now - self._window:
             self._times.popleft()
         self._next_start = now + min(_LONGEST_PAUSE, self._pause * 2.0 ** (len(self._times) - 1))
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """How many there were within the window before the last one."""
         return len(self._times)
 
     @property
@@ -101,6 +106,10 @@ class Supervisor:
         """The present process of a program; 0 while it is down."""
         process = self._processes.get(name)
         return process.pid if process is not None and process.poll() is None else 0
+
+    def deaths(self, name: str) -> int:
+        """How often it died lately."""
+        return self._deaths[name].count
 
     def log(self, name: str) -> Path:
         """Where a program writes."""
