@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
 from pipelines.engine.errors import CheckpointError
 
 BOS = "<s>"
@@ -43,6 +41,8 @@ class Tokenizer:
     """Text to ids and back. Safe to share between threads."""
 
     def __init__(self, model: bytes, added: dict[str, int]) -> None:
+        import sentencepiece  # noqa: PLC0415 - measuring the model on ids alone needs no tokenizer
+
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:

@@ -23,7 +23,7 @@ import torch
 from transformers import GenerationConfig, set_seed
 
 from deploy.demo.random_checkpoint import write_random_checkpoint
-from pipelines.engine.attention import SdpaBackend
+from pipelines.engine.backends import SdpaBackend
 from pipelines.engine.checkpoint import Checkpoint, open_checkpoint
 from pipelines.engine.core import EngineCore
 from pipelines.engine.load import build_core
@@ -99,7 +99,7 @@ def static(model: Any, vision: Any, todo: list[Sequence], pad: int) -> tuple[flo
             mask[row, width - each.prompt_length :] = 1
         embeds = model.get_input_embeddings()(ids)
         pixels = torch.from_numpy(np.concatenate([image.pixels for each in batch for image in each.images]))
-        visual = torch.cat([vision.tower(vision.normalise(part))[1] for part in pixels.split(4)]).flatten(0, 1)
+        visual = torch.cat([vision.tower(vision.normalise(part))[1] for part in torch.split(pixels, 4)]).flatten(0, 1)
         at = 0
         for row, each in enumerate(batch):
             for image in each.images:
@@ -108,7 +108,7 @@ def static(model: Any, vision: Any, todo: list[Sequence], pad: int) -> tuple[flo
                 embeds[row, start : start + size] = visual[at : at + size]
                 at += size
         longest = max(each.limit for each in batch)
-        config = GenerationConfig(
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=longest, min_new_tokens=longest, do_sample=False, pad_token_id=pad, use_cache=True
         )
         model.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
