@@ -1,7 +1,8 @@
 """`python -m workers.gpu`: the engine worker.
 
 With one device group (or none) this process is the worker. With several it is their launcher: one child a group, each
-with its own `CUDA_VISIBLE_DEVICES`, restarted when it dies, stopped with it.
+with its own `CUDA_VISIBLE_DEVICES`, restarted when it dies, stopped with it. The launcher answers at the health port,
+healthy while any group is; the groups' own endpoints (health and metrics) are at the ports behind it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import structlog
 from pipelines.jobs.errors import BatchsightError
 from pipelines.settings import Settings
 from workers.devices import device_groups, visible_devices
+from workers.health import HealthServer
+from workers.probe import answers
 
 _log = structlog.get_logger(__name__)
 
@@ -51,14 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from workers.lifecycle import run_gpu_worker  # noqa: PLC0415 - loads torch: not in the launcher, not for --check
 
         return run_gpu_worker(settings)
-    return Launcher(groups).run()
+    return Launcher(groups, health_port=settings.health_port).run()
 
 
 class Launcher:
     """Keeps one child a device group alive; a child that dies is started again, with a growing pause."""
 
-    def __init__(self, groups: Sequence[tuple[str, ...]], *, command: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, groups: Sequence[tuple[str, ...]], *, command: Sequence[str] | None = None, health_port: int = 0
+    ) -> None:
         self._groups = list(groups)
+        self._health_port = health_port
         self._command = list(command or [sys.executable, "-m", "workers.gpu"])
         self._children: list[subprocess.Popen[bytes] | None] = [None] * len(groups)
         self._stopping = threading.Event()
@@ -73,9 +79,17 @@ class Launcher:
         ]
         for thread in threads:
             thread.start()
+        health = HealthServer(self._health_port, self._healthy) if self._health_port else None
         for thread in threads:
             thread.join()
+        if health is not None:
+            health.close()
         return 0 if all(child is not None and child.returncode == 0 for child in self._children) else 1
+
+    def _healthy(self) -> bool:
+        # Any, not all: one group that loads its model again must not get the others killed by a liveness probe.
+        ports = range(self._health_port + 1, self._health_port + 1 + len(self._groups))
+        return any(answers(f"http://127.0.0.1:{port}/healthz") for port in ports)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stopping.set()
@@ -91,6 +105,8 @@ class Launcher:
                 "CUDA_VISIBLE_DEVICES": ",".join(self._groups[index]),
                 _GROUP_VARIABLE: str(index),
             }
+            if self._health_port:
+                environment["BATCHSIGHT_HEALTH_PORT"] = str(self._health_port + 1 + index)
             started = time.monotonic()
             child = subprocess.Popen(self._command, env=environment)  # noqa: S603 - our own module
             self._children[index] = child

@@ -15,13 +15,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) != 1 or not given[0].startswith(("http://", "https://")):
         print("usage: python -m workers.probe http://127.0.0.1:PORT/healthz", file=sys.stderr)
         return 2
+    return 0 if answers(given[0]) else 1
+
+
+def answers(url: str) -> bool:
+    """Whether the address answers 2xx; says on stderr why not."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # itself, never through a proxy
     try:
-        with opener.open(given[0], timeout=_TIMEOUT) as reply:
-            return 0 if 200 <= reply.status < 300 else 1
+        with opener.open(url, timeout=_TIMEOUT) as reply:
+            return bool(200 <= reply.status < 300)
     except OSError as error:  # URLError and HTTPError are OSErrors
-        print(error, file=sys.stderr)
-        return 1
+        print(f"{url}: {error}", file=sys.stderr)
+        return False
 
 
 if __name__ == "__main__":
