@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from pipelines.engine.plan import StepPlan
 
@@ -96,9 +96,6 @@ def paged_attention(
     return paged.backend.attend(query, key, value, cache, paged.state, scaling)[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Causality is the back end's: transformers builds no mask."""
-
-
+# No mask function is registered under this name: transformers then builds no mask at all. One that returns None would
+# still make it look for packed sequences in the positions, which waits for the device on every step.
 AttentionInterface.register(NAME, paged_attention)
-AttentionMaskInterface.register(NAME, _no_mask)

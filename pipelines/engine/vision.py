@@ -114,6 +114,9 @@ class VisionRunner:
         """Write visual tokens over the rows `[rows, hidden]` of a step."""
         for part in visual:
             tokens = self._embeddings[part.key].view(-1, self._hidden)
+            if self._stream is not None:
+                # Its memory belongs to the tower's stream, which may reuse it once it is dropped.
+                tokens.record_stream(torch.cuda.current_stream(self._device))
             rows[part.row : part.row + part.length] = tokens[part.offset : part.offset + part.length]
 
     def drop(self, keys: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.engine.attention import Backend, PagedCache
 from pipelines.engine.backends import SdpaBackend
+from pipelines.engine.core import Sampled
 from pipelines.engine.errors import BadRequest
 from pipelines.engine.graphs import DecodeInputs, graph_sizes
 from pipelines.engine.kernels import FlashBackend, TritonBackend, VarlenBackend, choose_backend
@@ -183,3 +184,18 @@ def test_the_choice_on_a_cpu_is_the_exact_one() -> None:
 def test_flash_attention_refuses_small_pages() -> None:
     with pytest.raises(BadRequest):
         choose_backend("flash", torch.device("cpu"), torch.bfloat16, 16)
+
+
+def test_no_step_asks_the_device_for_the_shape_of_the_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' search for packed sequences would wait for the device on every step; it must not be reached."""
+    from transformers import masking_utils
+
+    def reached(*_: object) -> None:
+        raise AssertionError("transformers builds a mask")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", reached)
+    limits = Limits(slots=2, pages=60, page_size=8, context=8192, max_rows=64)
+    core = bench.core(limits)
+    core.add(bench.sequence(EngineRequest(request_id="r", question="Go"), 0, limits))
+    for _ in range(3):
+        assert all(isinstance(event, Sampled) for event in core.step())
