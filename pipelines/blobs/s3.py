@@ -302,11 +302,11 @@ def _translate(error: botocore.exceptions.ClientError, failure: BatchsightError)
     status = _status(error)
     code = str(error.response.get("Error", {}).get("Code", ""))
     if status == 404 or code in {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"}:
-        return MediaNotFound("There is no such object.")
+        return MediaNotFound("There is no such object; check the bucket and the key.")
     if status == 412 or code == "PreconditionFailed":
         return MediaChanged("The object was replaced after the job was planned; submit it again.")
     if status in {401, 403} and not isinstance(failure, ServiceUnavailable):
-        return SourceForbidden("The object store refuses this object.")
+        return SourceForbidden("The object store refuses this object; its keys need leave to read it.")
     if status == 400:
         return MediaNotFound("The object store knows no object of this name.")
     return failure
