@@ -36,6 +36,7 @@ from pipelines.engine.types import (
     EngineInfo,
     EngineRequest,
     EngineStats,
+    FinishReason,
     Handle,
     OnText,
 )
@@ -198,8 +199,8 @@ class RemoteEngine:
         answer = None
         try:
             answer = self._answer(body, handle, cancelled)
-            if answer is not None:
-                handle.succeed(_completion(request, answer, submitted=submitted, started=started))
+            if answer is not None and answer.finish_reason is not None:
+                handle.succeed(_completion(request, answer, answer.finish_reason, submitted=submitted, started=started))
         except EngineError as error:
             handle.fail(error)
         except Exception as error:  # noqa: BLE001 - a defect must not leave the caller waiting for ever
@@ -283,13 +284,16 @@ def _seconds(header: str | None) -> float | None:
         return None
 
 
-def _completion(request: EngineRequest, answer: Answer, *, submitted: float, started: float) -> Completion:
+def _completion(
+    request: EngineRequest, answer: Answer, reason: FinishReason, *, submitted: float, started: float
+) -> Completion:
     now = time.monotonic()
-    assert answer.finish_reason is not None
+    if answer.finish_reason is None:
+        raise RemoteUnavailable("the remote server broke off without saying why the answer ended")
     return Completion(
         request_id=request.request_id,
         text=answer.text,
-        finish_reason=answer.finish_reason,
+        finish_reason=reason,
         token_ids=(),
         prompt_tokens=answer.prompt_tokens,
         cached_tokens=answer.cached_tokens,
