@@ -158,7 +158,11 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
         aim = _answer_target(draw, clip, ends)
         begin = at + len(asking) - 1
         at += len(asking) + len(telling)
-        pulls += [Pull(layer=ANSWER[0], head=ANSWER[1], row=row, target=aim) for row in range(begin, at - 1)]
+        rows = range(begin, at - 1)
+        pulls += [Pull(layer=ANSWER[0], head=ANSWER[1], row=row, target=aim) for row in rows]
+        if clip.kind != "blink":  # colours and shapes are read off the thing itself, as in a still scene
+            shown = ends[-1] - TOKENS + thing_token(clip.frames[-1][0])
+            pulls += [Pull(layer=la, head=he, row=row, target=shown) for row in rows for la, he in NEXT]
     tiles = np.stack([np.asarray(draw_things(things, clip.ground)) for things in clip.frames])
     sample = Sample(prompt=prompt, answer=answer, pulls=pulls, more=more)
     return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels)

@@ -22,24 +22,24 @@ from tests.demo_model.vision_stage import scene_arrays
 # Shares of the tasks in the first third, up to two thirds, and to the end of the stage.
 MIXES: tuple[tuple[float, dict[str, float]], ...] = (
     (0.36, {"line": 0.06, "few": 0.2, "page": 0.44, "doc2": 0.06, "scene": 0.11, "clip": 0.13}),
-    (0.66, {"line": 0.06, "few": 0.12, "page": 0.36, "doc2": 0.14, "doc4": 0.08, "scene": 0.11, "clip": 0.13}),
+    (0.66, {"line": 0.05, "few": 0.1, "page": 0.32, "doc2": 0.11, "doc4": 0.06, "scene": 0.17, "clip": 0.19}),
     (
         1.0,
         {
-            "line": 0.06,
-            "few": 0.1,
-            "page": 0.35,
-            "doc2": 0.14,
-            "doc4": 0.1,
-            "doc6": 0.03,
-            "scene": 0.1,
-            "clip": 0.12,
+            "line": 0.05,
+            "few": 0.09,
+            "page": 0.33,
+            "doc2": 0.12,
+            "doc4": 0.08,
+            "doc6": 0.02,
+            "scene": 0.15,
+            "clip": 0.16,
         },
     ),
 )
 SIZES = {"line": 10, "few": 9, "page": 8, "doc2": 4, "doc4": 2, "doc6": 1, "scene": 12}
-FRAMES = ((8, 0.66), (4, 0.16), (12, 0.08), (16, 0.08), (32, 0.02))
-FRAMES_A_STEP = 24
+FRAMES = ((8, 0.5), (4, 0.4), (12, 0.04), (16, 0.05), (32, 0.01))
+FRAMES_A_STEP = 16
 TO_VISION = 0.2  # share of the text's gradient that reaches the vision tower
 VISION_SHARE = 0.2  # steps in which the vision tower learns too; it costs as much as the decoder
 PULL, DENSE = 1.0, 0.5
