@@ -19,13 +19,14 @@ from pipelines.engine.layers import connect, placer, split_layers
 from pipelines.engine.model import build_model
 from pipelines.engine.options import EngineOptions
 from pipelines.engine.parallel import ParallelRunner, Peers, check_divisible, narrow, slices
-from pipelines.engine.quantize import edit_for
+from pipelines.engine.quantize import edit_for, quantize_vision
 from pipelines.engine.ranks import Ranks
 from pipelines.engine.runner import Runner
 from pipelines.engine.scheduler import Limits, Scheduler
 from pipelines.engine.service import LocalEngine
 from pipelines.engine.tokenizer import Tokenizer, read_tokenizer
 from pipelines.engine.types import Accepts, EngineInfo
+from pipelines.engine.vision import VisionRunner
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ def load_rank(folder: Path, options: EngineOptions, *, peers: Peers | None = Non
     )
     if where:
         connect(model, where, devices)
+    if options.fp8_vision:
+        quantize_vision(model.model.vision_tower, lambda: probe_tokens(model, config, device=device, dtype=dtype))
     core = build_core(
         model,
         config,
@@ -128,6 +131,18 @@ def load_rank(folder: Path, options: EngineOptions, *, peers: Peers | None = Non
         layer_device=(lambda number: devices[where[number]]) if where else None,
     )
     return Loaded(checkpoint=checkpoint, tokenizer=tokenizer, core=core, dtype=dtype)
+
+
+def probe_tokens(model: Any, config: ModelConfig, *, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return the visual tokens of two fixed tiles: noise, and a page-like one of dark strokes on white."""
+    size = config.vision.image_size
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, size, size, 3), generator=draw, dtype=torch.uint8)
+    pixels[1] = 255
+    pixels[1, ::9, 8:-8] = 20
+    vision = VisionRunner(model, device=device, dtype=dtype, tokens=config.tokens_per_tile, hidden=config.text.hidden)
+    with torch.inference_mode():
+        return vision.tower(vision.normalise(pixels.to(device)))[1]
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:

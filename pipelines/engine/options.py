@@ -21,6 +21,7 @@ class EngineOptions:
         device: `auto`, `cpu`, `cuda`, or a list such as `cuda:0,1`.
         dtype: of weights and arithmetic; auto: float32 on a CPU, bfloat16 on a GPU.
         quantization: of the language model's linear layers alone.
+        fp8_vision: quantise the vision tower too, if its visual tokens stay within a tenth of what they were.
         parallel: how several devices are used.
         attention: the attention back end.
         max_slots: sequences that run at the same time.
@@ -39,6 +40,7 @@ class EngineOptions:
     device: Device = "auto"
     dtype: Dtype = "auto"
     quantization: Quantization = "none"
+    fp8_vision: bool = False
     parallel: Parallel = "auto"
     attention: Attention = "auto"
     max_slots: int = 16

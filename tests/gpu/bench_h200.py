@@ -1,6 +1,6 @@
 """The full 25.5 B model with random weights made on the device: pages, videos, static generate, shares of the roofline.
 
-    python tests/gpu/bench_h200.py [--fp8] [--json FILE] [--quick] [--tiny]
+    python tests/gpu/bench_h200.py [--fp8] [--fp8-vision] [--json FILE] [--quick] [--tiny]
 
 One call, a few minutes, no download: torch (2.11 or newer), transformers (5.17 or newer), numpy and safetensors are
 enough. The ceilings (matmul TFLOP/s, memory GB/s) are measured in the same run, and every share is against them.
@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from pipelines.engine import attention
 from pipelines.engine.config import ModelConfig, parse_config
 from pipelines.engine.core import EngineCore, Failed
-from pipelines.engine.load import build_core
+from pipelines.engine.load import build_core, probe_tokens
 from pipelines.engine.model import build_model
 from pipelines.engine.names import native_shapes, parameter_count
 from pipelines.engine.options import EngineOptions
 from pipelines.engine.plan import Encode
 from pipelines.engine.prompt import Span
-from pipelines.engine.quantize import edit_for
+from pipelines.engine.quantize import edit_for, quantize_vision
 from pipelines.engine.sequence import Image, Sequence
 from pipelines.engine.types import GenerationParams, Priority
 
@@ -96,12 +96,13 @@ class Ceilings:
 class Bench:
     """The model on its device, and how time is taken there."""
 
-    def __init__(self, *, tiny: bool, fp8: bool) -> None:
+    def __init__(self, *, tiny: bool, fp8: bool, fp8_vision: bool) -> None:
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda:0" if self.cuda else "cpu")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.tiny = tiny
         self.fp8 = fp8
+        self.fp8_vision = fp8_vision
         self.config = make_config(TINY if tiny else FULL)
         self.model = build_model(
             self.config,
@@ -111,6 +112,12 @@ class Bench:
             image_token=IMAGE_TOKEN,
             edit=edit_for("fp8" if fp8 else "none", self.device),
         )
+        self.vision_error = 0.0
+        if fp8_vision:
+            tower = self.model.model.vision_tower
+            self.vision_error = quantize_vision(
+                tower, lambda: probe_tokens(self.model, self.config, device=self.device, dtype=self.dtype), limit=1.0
+            )
 
     def sync(self) -> float:
         """Wait for the device; returns the time."""
@@ -263,11 +270,9 @@ def decode_seconds(bench: Bench, ceilings: Ceilings, batch: int, length: float) 
 
 def roofline(bench: Bench, ceilings: Ceilings, batch: int, tiles: int, prompt: int, length: int) -> float:
     """Requests a second: vision and prefill one after the other, decoding shared by the batch."""
-    boost = 2.0 if bench.fp8 else 1.0
-    alone = (
-        vision_flops(bench.config) * tiles / ceilings.flops
-        + prefill_flops(bench.config, prompt) / ceilings.flops / boost
-    )
+    vision = vision_flops(bench.config) * tiles / (2.0 if bench.fp8_vision else 1.0)
+    prefill = prefill_flops(bench.config, prompt) / (2.0 if bench.fp8 else 1.0)
+    alone = (vision + prefill) / ceilings.flops
     return 1.0 / (alone + length * decode_seconds(bench, ceilings, batch, prompt + length / 2) / batch)
 
 
@@ -328,11 +333,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Run everything and print the table last."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fp8", action="store_true", help="fp8 language model, 128 sequences")
+    parser.add_argument(
+        "--fp8-vision", action="store_true", help="fp8 tower too (random weights: its error means nothing)"
+    )
     parser.add_argument("--quick", action="store_true", help="short answers and no static generate")
     parser.add_argument("--tiny", action="store_true", help="a toy shape, to see that the script runs")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     chosen = parser.parse_args(arguments)
-    bench = Bench(tiny=chosen.tiny, fp8=chosen.fp8)
+    bench = Bench(tiny=chosen.tiny, fp8=chosen.fp8 or chosen.fp8_vision, fp8_vision=chosen.fp8_vision)
     ceilings = bench.ceilings()
     figures: dict[str, Any] = {
         "device": torch.cuda.get_device_name(0) if bench.cuda else "cpu",
@@ -340,12 +348,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "parameters": parameter_count(bench.config),
         "matmul_tflops": ceilings.flops / 1e12,
         "read_gb_per_second": ceilings.bandwidth / 1e9,
+        "vision_error": bench.vision_error,
         **part_speeds(bench),
     }
     short = chosen.quick or chosen.tiny
     answer = 20 if short else 500
     tiles = 2 if chosen.tiny else 13
-    for batch in (4,) if chosen.tiny else (128,) if chosen.fp8 else (16, 64):
+    for batch in (4,) if chosen.tiny else (128,) if bench.fp8 else (16, 64):
         core = bench.core(batch)
         bench.run(core, [bench.request(800, 1, 1, 4)])
         todo = [bench.request(1000 * batch + n, 1, tiles, answer) for n in range(batch)]

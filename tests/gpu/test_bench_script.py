@@ -13,7 +13,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("bench_h200.py")
 
 
-@pytest.mark.parametrize("options", [[], ["--fp8", "--quick"]])
+@pytest.mark.parametrize("options", [[], ["--fp8-vision", "--quick"]])
 def test_the_script_runs_with_a_toy_shape(tmp_path: Path, options: list[str]) -> None:
     out = tmp_path / "figures.json"
     command = [sys.executable, str(SCRIPT), "--tiny", "--json", str(out), *options]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine.errors import CheckpointError
-from pipelines.engine.quantize import FP8, Fp8Linear, edit_for, emulate, quantize_rows
+from pipelines.engine.quantize import FP8, VISION_LIMIT, Fp8Linear, edit_for, emulate, quantize_rows, quantize_vision
 from pipelines.engine.service import LocalEngine
 from pipelines.engine.types import EngineRequest, GenerationParams
 from tests.unit.engine.conftest import tiles
@@ -91,3 +91,27 @@ def test_four_bits_are_refused(checkpoint: Path, start: Callable[..., LocalEngin
 def test_int8_needs_a_gpu() -> None:
     with pytest.raises(CheckpointError, match="GPU"):
         edit_for("int8", torch.device("cpu"))
+
+
+def test_the_tower_is_quantised_only_where_it_still_sees(checkpoint: Path, start: Callable[..., LocalEngine]) -> None:
+    plain, quantised = start(checkpoint, dtype="float32"), start(checkpoint, dtype="float32", fp8_vision=True)
+    model: Any = quantised._core.runner._model
+    layers = [module for module in model.model.vision_tower.modules() if isinstance(module, Fp8Linear)]
+    assert len(layers) == 2 * 6
+    assert not any(isinstance(module, Fp8Linear) for module in model.model.language_model.modules())
+    pixels = torch.from_numpy(tiles(2).pixels)
+    with torch.inference_mode():
+        found, wanted = (
+            each._core.runner.vision.tower(each._core.runner.vision.normalise(pixels))[1] for each in (quantised, plain)
+        )
+    error = float((found - wanted).norm() / wanted.norm())
+    assert 0 < error < VISION_LIMIT
+
+
+def test_a_tower_that_would_stop_seeing_is_put_back() -> None:
+    tower = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 8))
+    values = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
+    before = tower(values)
+    error = quantize_vision(tower, lambda: tower(values).detach(), limit=1e-4)
+    assert error > 1e-4
+    assert torch.equal(tower(values), before)
