@@ -8,6 +8,7 @@ without a word of its text.
 from __future__ import annotations
 
 import http
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from pipelines.jobs.errors import BatchsightError, RateLimited
 
@@ -30,9 +30,9 @@ STATUS: Mapping[str, int] = {
     "invalid_parameter": 422,
     "unknown_kind": 422,
     "bad_media": 422,
-    "source_forbidden": 422,
-    "source_disabled": 422,
-    "media_not_found": 422,
+    "source_forbidden": 403,
+    "source_disabled": 403,
+    "media_not_found": 404,
     "unauthenticated": 401,
     "forbidden": 403,
     "not_found": 404,
@@ -174,11 +174,14 @@ def framework_error(request: Request, error: HTTPException) -> JSONResponse:
 
 def _allowed(request: Request) -> list[str]:
     """All methods of an address; the framework names those of the first route alone."""
-    return [
-        method
-        for method in ("DELETE", "GET", "POST")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
+    found: list[str] = []
+    for template, methods in sorted(request.app.openapi()["paths"].items(), key=lambda entry: entry[0].count("{")):
+        pattern = "".join(
+            "[^/]+" if part.startswith("{") else re.escape(part) for part in re.split(r"(\{[^}]*\})", template)
+        )
+        if not found and re.fullmatch(pattern, request.url.path):
+            found = sorted(method.upper() for method in methods)
+    return found
 
 
 def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

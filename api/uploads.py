@@ -69,7 +69,7 @@ def expiry_seconds(fields: dict[str, str]) -> int | None:
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return None
-    if anchor != "created_at":
+    if anchor not in {None, "created_at"}:
         raise InvalidParameter("expires_after[anchor] must be created_at", param="expires_after.anchor")
     if seconds is None or not seconds.isascii() or not seconds.isdigit() or not 3_600 <= int(seconds) <= 2_592_000:
         raise InvalidParameter(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from api import views
 from api.dependencies import FilesRead, FilesWrite, ServicesDep
 from api.documentation import PROBLEMS, problems
-from api.ids import file_uuid, show_file
+from api.ids import FileId, file_uuid, show_file
 from api.jsonbody import StrictRoute
 from api.routes.jobs import page_of
 from api.schemas import files as schema
@@ -48,6 +48,7 @@ _FORM: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "required": ["file"],
+                    "dependentRequired": {"expires_after[anchor]": ["expires_after[seconds]"]},
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
                         "purpose": {"type": "string", "enum": list(get_args(schema.Purpose)), "default": "user_data"},
@@ -105,7 +106,7 @@ async def list_files(
     caller: FilesRead,
     purpose: Annotated[str | None, Query(max_length=64)] = None,
     order: Literal["asc", "desc"] = "desc",
-    after: Annotated[str | None, Query(max_length=64, description="`last_id` of the page before")] = None,
+    after: Annotated[FileId | None, Query(description="`last_id` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
 ) -> JSONResponse:
     """Newest first, unless `order=asc`."""

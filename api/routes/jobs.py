@@ -7,7 +7,6 @@ import math
 import re
 import uuid
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -21,12 +20,12 @@ from api.idempotency import IdempotencyKey, Stored, once
 from api.ids import file_uuid
 from api.jsonbody import StrictRoute
 from api.schemas import jobs as schema
-from api.schemas.base import Page
+from api.schemas.base import Moment, Page
 from api.services import Services
 from pipelines.control import cancel as cancelling
 from pipelines.control import query, redrive
 from pipelines.control.query import JobView
-from pipelines.jobs.errors import InvalidParameter, NotFound
+from pipelines.jobs.errors import NotFound
 from pipelines.jobs.states import JobState
 from pipelines.steps.submit import Submission, submit
 from pipelines.store import jobs as store
@@ -44,7 +43,7 @@ _METADATA_QUERY = re.compile(r"\Ametadata\[([^\]]{1,200})\]\Z")
     operation_id="submitJob",
     status_code=202,
     response_model=schema.Job,
-    responses=problems(409, 413, 422, 429),
+    responses=problems(404, 409, 413),
     summary="Submit a job",
 )
 async def submit_job(
@@ -104,8 +103,8 @@ async def list_jobs(
     caller: JobsRead,
     state: Annotated[list[JobState] | None, Query(description="only these states")] = None,
     kind: Annotated[str | None, Query(max_length=100)] = None,
-    created_after: Annotated[datetime | None, Query(description="from this time on")] = None,
-    created_before: Annotated[datetime | None, Query(description="before this time")] = None,
+    created_after: Annotated[Moment | None, Query(description="from this time on")] = None,
+    created_before: Annotated[Moment | None, Query(description="before this time")] = None,
     parent_id: Annotated[uuid.UUID | None, Query(description="redrives of this job")] = None,
     after: Annotated[uuid.UUID | None, Query(description="`last_id` of the page before")] = None,
     limit: Limit = 20,
@@ -121,8 +120,8 @@ async def list_jobs(
             states=state,
             kind=kind,
             metadata=metadata or None,
-            created_from=_aware(created_after, "created_after"),
-            created_until=_aware(created_before, "created_before"),
+            created_from=created_after,
+            created_until=created_before,
             parent_id=parent_id,
         )
     )
@@ -295,9 +294,3 @@ def _metadata_filter(request: Request) -> Mapping[str, str]:
         if match:
             found[match[1]] = value
     return found
-
-
-def _aware(value: datetime | None, param: str) -> datetime | None:
-    if value is not None and value.tzinfo is None:
-        raise InvalidParameter(f"{param} needs a time zone, such as 2026-01-31T00:00:00Z", param=param)
-    return value

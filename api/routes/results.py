@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from api import views
@@ -43,16 +43,16 @@ _MARKDOWN_BATCH = 100
 )
 async def get_results(
     *,
+    request: Request,
     job_id: uuid.UUID,
     services: ServicesDep,
     caller: JobsRead,
-    accept: Annotated[str, Header(description=f"`{JSONL}` or `{MARKDOWN}`")] = "*/*",
     include: Annotated[Literal["succeeded", "all"], Query(description="`all`: failed items too")] = "succeeded",
     after: Annotated[int, Query(ge=-1, le=2**53, description="only items behind this `seq`")] = -1,
     limit: Annotated[int | None, Query(ge=1, le=100_000, description="at most so many lines")] = None,
 ) -> StreamingResponse:
     """What has ended so far, in the order of the source; go on later with `after`. Works while the job runs."""
-    chosen = best(accept, _OFFERS)
+    chosen = best(request.headers.get("accept", "*/*"), _OFFERS)
     if chosen is None:
         raise NotAcceptable(f"results can be sent as {JSONL} or {MARKDOWN}; change the Accept header")
     await services.transact(lambda conn: require_job(conn, caller, job_id))

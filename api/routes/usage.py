@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 from sqlalchemy import Connection
 
 from api import views
 from api.dependencies import JobsRead, ServicesDep
 from api.documentation import PROBLEMS
 from api.schemas.admin import UsageReport
+from api.schemas.base import Moment
 from pipelines.control.usage import Spent, spent
 from pipelines.store import tenants
 from pipelines.store.tenants import Tenant
@@ -23,8 +23,8 @@ router = APIRouter(prefix="/v1/usage", tags=["usage"], responses=PROBLEMS)
 async def get_usage(
     services: ServicesDep,
     caller: JobsRead,
-    created_after: Annotated[AwareDatetime | None, Query(description="jobs from this time on")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="jobs before this time")] = None,
+    created_after: Annotated[Moment | None, Query(description="jobs from this time on")] = None,
+    created_before: Annotated[Moment | None, Query(description="jobs before this time")] = None,
 ) -> UsageReport:
     """Of all jobs created in a time."""
 

@@ -6,9 +6,9 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
-from api.schemas.base import Answer, Request
+from api.schemas.base import Answer, Id, Moment, Request
 
 Scope = Literal["jobs:read", "jobs:write", "files:read", "files:write", "admin"]
 _DEFAULT_SCOPES: list[Scope] = ["jobs:read", "jobs:write", "files:read", "files:write"]
@@ -88,10 +88,10 @@ class TenantList(Answer):
 class KeyRequest(Request):
     """A new API key."""
 
-    tenant_id: uuid.UUID
+    tenant_id: Id
     name: str = Field(min_length=1, max_length=200)
     scopes: list[Scope] = Field(default=_DEFAULT_SCOPES, min_length=1)
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
 
 
 class NewKey(Answer):

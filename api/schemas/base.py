@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+import re
+import uuid
+from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 T = TypeVar("T")
 
+Id = Annotated[uuid.UUID, Field(strict=False)]
+"""A UUID in a request body, where it is a string."""
+
+
+def _moment(value: object) -> object:
+    """Pydantic would take a number for seconds since 1970; the schema says a date and time."""
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str) or not _DATE_TIME.match(value):
+        raise ValueError("write a time with its zone, such as 2026-01-31T00:00:00Z")
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"this is no time ({error}); write one such as 2026-01-31T00:00:00Z") from error
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
+"""A time with a zone (RFC 3339)."""
+
 _MOST_METADATA = 16 * 1024
+_DATE_TIME = re.compile(r"\A\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d")
 
 
 class Request(BaseModel):
-    """A request body: unknown fields are errors, for a misspelt option must not be dropped in silence."""
+    """A request body: unknown fields are errors, for a misspelt option must not be dropped in silence.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Strict: `true` is no number and `"6"` neither, as the schema says.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Answer(BaseModel):

@@ -6,10 +6,10 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from api.ids import FileId
-from api.schemas.base import Answer, Metadata, Request
+from api.schemas.base import Answer, Metadata, Moment, Request
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
 
@@ -89,7 +89,7 @@ class JobRequest(Request):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     priority: Priority = "normal"
     metadata: Metadata = Field(default_factory=dict)
-    deadline_at: AwareDatetime | None = Field(None, description="items that have not run by then fail")
+    deadline_at: Moment | None = Field(None, description="items that have not run by then fail")
 
 
 class RedriveRequest(Request):

@@ -8,6 +8,7 @@ the OpenAPI examples derive from it, the contract tests run its examples, and `k
 from __future__ import annotations
 
 import enum
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -128,7 +129,8 @@ class Kind(ABC, Generic[P]):
     def parse_parameters(self, parameters: Mapping[str, Any]) -> P:
         """The typed form of stored or submitted parameters. Raises `InvalidParameter`, naming the field."""
         try:
-            return self.Parameters.model_validate(dict(parameters))
+            # As JSON and strictly: `true` is no number and `"6"` neither, which Python values would be taken for.
+            return self.Parameters.model_validate_json(json.dumps(dict(parameters)), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             path = ".".join(str(part) for part in first["loc"])

@@ -72,6 +72,9 @@ def test_bodies_that_cannot_be_read(http: httpx2.Client, body: bytes, said: str)
         ({"priority": "urgent"}, "priority", "interactive"),
         ({"deadline_at": "2001-01-01T00:00:00Z"}, "deadline_at", "past"),
         ({"deadline_at": "2101-01-01T00:00:00"}, "deadline_at", "timezone"),
+        ({"deadline_at": 4102444800}, "deadline_at", "with its zone"),
+        ({"parameters": {"max_tiles": True}}, "parameters.max_tiles", "integer"),
+        ({"parameters": {"max_tiles": "6"}}, "parameters.max_tiles", "integer"),
         ({"metadata": {"a": "x" * 20_000}}, "metadata", "bytes"),
         ({"source": {"type": "media", "media": []}}, "source.media.media", "at least 1"),
         ({"source": {"type": "media", "media": [{}]}}, "source.media.media.0", "one of both"),
@@ -105,14 +108,14 @@ def test_sources_that_a_tenant_may_not_read(http: httpx2.Client) -> None:
         source = {"type": "prefix", "url": url} if kind == "prefix" else {"type": "media", "media": [{"url": url}]}
         return http.post("/v1/jobs", json={"kind": "ocr", "source": source})
 
-    problem(submit("s3://secrets/a.png"), 422, "source_forbidden")
-    problem(submit("s3://media/private/a.png"), 422, "source_forbidden")
-    problem(submit("s3://media/", "prefix"), 422, "source_forbidden")
-    problem(submit("s3://media/pub*/a.png", "prefix"), 422, "source_forbidden")
-    problem(submit("https://example.org/a.png"), 422, "source_disabled")
+    problem(submit("s3://secrets/a.png"), 403, "source_forbidden")
+    problem(submit("s3://media/private/a.png"), 403, "source_forbidden")
+    problem(submit("s3://media/", "prefix"), 403, "source_forbidden")
+    problem(submit("s3://media/pub*/a.png", "prefix"), 403, "source_forbidden")
+    problem(submit("https://example.org/a.png"), 403, "source_disabled")
     assert submit("s3://media/public/a.png").status_code == 202
     missing = {"type": "files", "file_ids": ["file-" + "0" * 32]}
-    error = problem(http.post("/v1/jobs", json={"kind": "ocr", "source": missing}), 422, "media_not_found")
+    error = problem(http.post("/v1/jobs", json={"kind": "ocr", "source": missing}), 404, "media_not_found")
     assert error["param"] == "source.file_ids.0"
 
 

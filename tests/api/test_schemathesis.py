@@ -1,0 +1,57 @@
+"""Generated requests, good and bad, single and in sequences, against the served api: it keeps to its own contract."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.api.conftest import Served, serving
+
+# What JSON Schema cannot say, and a schema-valid request may therefore be refused for: how the turns of a chat
+# alternate, what an address of an object looks like, an idempotency key that was used with another payload.
+CONFIGURATION = """
+[[operations]]
+include-name = ["POST /v1/jobs", "POST /v1/jobs/{job_id}/redrive"]
+checks.positive_data_acceptance.enabled = false
+"""
+
+EXAMPLES = os.environ.get("SCHEMATHESIS_EXAMPLES", "8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_generated_requests_find_no_broken_promise(api: Served, http: httpx2.Client, tmp_path: Path) -> None:
+    open_gates = api.settings.model_copy(update={"rate_limit_per_minute": 10_000_000})
+    (tmp_path / "schemathesis.toml").write_text(CONFIGURATION)
+    http.post("/v1/files", files={"file": ("a.png", b"png")})
+    with serving(open_gates) as (url, _):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "schemathesis.cli",
+                "--config-file=schemathesis.toml",
+                "run",
+                f"{url}/openapi.json",
+                "--checks=all",
+                "--phases=examples,coverage,fuzzing,stateful",
+                f"--max-examples={EXAMPLES}",
+                "--seed=17",
+                "--request-timeout=60",
+                "--suppress-health-check=all",
+                "--no-color",
+                "-H",
+                f"Authorization: Bearer {api.caller.key}",
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=800,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
