@@ -39,7 +39,8 @@ class CancelHints:
         self._client.close()
 
     def _listen(self) -> None:
-        with self._client.pubsub(ignore_subscribe_messages=True) as channel:
+        # redis ships types, but not for this method.
+        with self._client.pubsub(ignore_subscribe_messages=True) as channel:  # type: ignore[no-untyped-call]
             channel.subscribe(CANCEL_CHANNEL)
             while not self._stop.is_set():
                 if channel.get_message(timeout=1.0) is not None:
