@@ -6,6 +6,8 @@ VENV ?= .venv
 #   make demo TORCH_INDEX=https://your.index/cu130
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+# The kernel tests run Triton under its interpreter; a CUDA build of torch brings its own.
+TRITON ?= triton==3.9.0
 # pytest's own arguments, for example: make test TESTS=tests/unit ARGS='-k tiles'
 TESTS ?= tests
 ARGS ?=
@@ -29,6 +31,8 @@ $(STAMP): pyproject.toml deploy/requirements.lock
 	@echo "installing packages into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r deploy/requirements.lock
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TRITON)' \
+		|| echo "no Triton for this platform: the tests of its kernel are skipped"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -62,8 +66,9 @@ fmt: $(STAMP) ## format the code
 
 bench: $(STAMP) ## measure: tables here, JSON below bench-results/
 	@mkdir -p bench-results
-	@for bench in tests/bench/*_*.py; do \
+	@for bench in $$(grep -l '^if __name__ ==' tests/bench/*.py); do \
 		name=$$(basename $$bench .py); \
+		echo; echo "== $$name"; \
 		$(BIN)/python -m tests.bench.$$name --json bench-results/$$name.json || exit 1; \
 	done
 
