@@ -17,16 +17,13 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     Double,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
@@ -37,31 +34,29 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from pipelines.jobs.states import ItemState, JobState, PlanState
+from pipelines.store.columns import EMPTY, metadata, one_of, timestamp
+from pipelines.store.shared_tables import files, idempotency_keys, leader, packs, workers
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
-        "uq": "%(table_name)s_%(column_0_N_name)s_key",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
-        "pk": "%(table_name)s_pkey",
-    }
-)
+__all__ = [
+    "PARTITIONED",
+    "api_keys",
+    "documents",
+    "files",
+    "idempotency_keys",
+    "items",
+    "job_deltas",
+    "job_progress",
+    "jobs",
+    "leader",
+    "metadata",
+    "packs",
+    "results",
+    "tenants",
+    "workers",
+]
 
 PARTITIONED = ("documents", "items", "results")
 """Tables that are range-partitioned by job_id."""
-
-_NOW = text("now()")
-_EMPTY = text("'{}'::jsonb")
-
-
-def _one_of(column: str, values: type[ItemState | JobState | PlanState]) -> str:
-    return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
-
-
-def _timestamp(name: str, *, nullable: bool = True, now: bool = False) -> Column[object]:
-    return Column(name, DateTime(timezone=True), nullable=nullable, server_default=_NOW if now else None)
-
 
 tenants = Table(
     "tenants",
@@ -74,8 +69,8 @@ tenants = Table(
     Column("max_stored_bytes", BigInteger, nullable=False, server_default=text("1099511627776")),
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),
     Column("requests_per_minute", Integer, comment="null: the installation's own rate"),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("disabled_at"),
+    timestamp("created_at", nullable=False, now=True),
+    timestamp("disabled_at"),
     CheckConstraint("weight > 0", name="weight"),
 )
 
@@ -88,9 +83,9 @@ api_keys = Table(
     Column("prefix", Text, nullable=False, unique=True, comment="public part, shown in lists"),
     Column("digest", LargeBinary, nullable=False, comment="HMAC-SHA256 of the whole key under the server's pepper"),
     Column("scopes", ARRAY(Text), nullable=False),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("expires_at"),
-    _timestamp("revoked_at"),
+    timestamp("created_at", nullable=False, now=True),
+    timestamp("expires_at"),
+    timestamp("revoked_at"),
 )
 
 jobs = Table(
@@ -101,7 +96,7 @@ jobs = Table(
     Column("kind", Text, nullable=False),
     Column("parameters", JSONB, nullable=False),
     Column("source", JSONB, nullable=False),
-    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    Column("metadata", JSONB, nullable=False, server_default=EMPTY),
     Column("priority", SmallInteger, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'queued'")),
     Column("parent_id", Uuid, comment="the job whose failed items this one runs again"),
@@ -113,18 +108,18 @@ jobs = Table(
     Column("plan_losses", SmallInteger, nullable=False, server_default=text("0")),
     Column("plan_fails", SmallInteger, nullable=False, server_default=text("0")),
     Column("plan_worker", Text),
-    _timestamp("plan_lease_until"),
-    _timestamp("plan_available_at", nullable=False, now=True),
-    _timestamp("plan_enqueued_at"),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("started_at"),
-    _timestamp("finished_at"),
-    _timestamp("cancel_requested_at"),
-    _timestamp("deadline_at"),
+    timestamp("plan_lease_until"),
+    timestamp("plan_available_at", nullable=False, now=True),
+    timestamp("plan_enqueued_at"),
+    timestamp("created_at", nullable=False, now=True),
+    timestamp("started_at"),
+    timestamp("finished_at"),
+    timestamp("cancel_requested_at"),
+    timestamp("deadline_at"),
     Column("error_code", Text),
     Column("error_message", Text),
-    CheckConstraint(_one_of("state", JobState), name="state"),
-    CheckConstraint(_one_of("plan_state", PlanState), name="plan_state"),
+    CheckConstraint(one_of("state", JobState), name="state"),
+    CheckConstraint(one_of("plan_state", PlanState), name="plan_state"),
     CheckConstraint("(plan_state = 'leased') = (plan_lease_until IS NOT NULL)", name="plan_lease"),
     CheckConstraint(
         "(state IN ('succeeded', 'partial', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"
@@ -149,19 +144,19 @@ documents = Table(
     Column("tenant_id", Uuid, nullable=False),
     Column("name", Text, nullable=False, comment="what the client knows it by: key, file name, manifest id"),
     Column("media", JSONB, nullable=False, comment="list of {url, version, size}"),
-    Column("overrides", JSONB, nullable=False, server_default=_EMPTY, comment="its own parameters"),
-    Column("metadata", JSONB, nullable=False, server_default=_EMPTY),
+    Column("overrides", JSONB, nullable=False, server_default=EMPTY, comment="its own parameters"),
+    Column("metadata", JSONB, nullable=False, server_default=EMPTY),
     Column("state", Text, nullable=False, comment="done: its items exist; else it waits to be paged"),
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("losses", SmallInteger, nullable=False, server_default=text("0")),
     Column("fails", SmallInteger, nullable=False, server_default=text("0")),
     Column("pages", Integer),
     Column("worker", Text),
-    _timestamp("lease_until"),
-    _timestamp("available_at", nullable=False, now=True),
-    _timestamp("enqueued_at"),
+    timestamp("lease_until"),
+    timestamp("available_at", nullable=False, now=True),
+    timestamp("enqueued_at"),
     PrimaryKeyConstraint("job_id", "doc"),
-    CheckConstraint(_one_of("state", PlanState), name="state"),
+    CheckConstraint(one_of("state", PlanState), name="state"),
     CheckConstraint("(state = 'leased') = (lease_until IS NOT NULL)", name="lease"),
     Index(
         "documents_claimable",
@@ -197,10 +192,10 @@ items = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0"), comment="fencing token: grows at each claim"),
     Column("losses", SmallInteger, nullable=False, server_default=text("0"), comment="leases lost; the third fails it"),
     Column("fails", SmallInteger, nullable=False, server_default=text("0"), comment="counted retries at this stage"),
-    _timestamp("lease_until"),
+    timestamp("lease_until"),
     Column("worker", Text),
-    _timestamp("available_at", nullable=False, now=True),
-    _timestamp("enqueued_at"),
+    timestamp("available_at", nullable=False, now=True),
+    timestamp("enqueued_at"),
     Column("pack_key", Text),
     Column("pack_sha256", Text),
     Column("pack_bytes", BigInteger),
@@ -208,12 +203,12 @@ items = Table(
     Column("media_hash", Text),
     Column("error_code", Text),
     Column("error_message", Text),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("prepared_at"),
-    _timestamp("started_at"),
-    _timestamp("finished_at"),
+    timestamp("created_at", nullable=False, now=True),
+    timestamp("prepared_at"),
+    timestamp("started_at"),
+    timestamp("finished_at"),
     PrimaryKeyConstraint("job_id", "seq"),
-    CheckConstraint(_one_of("state", ItemState), name="state"),
+    CheckConstraint(one_of("state", ItemState), name="state"),
     CheckConstraint("(state IN ('preparing', 'inferring')) = (lease_until IS NOT NULL)", name="lease"),
     CheckConstraint("(state IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
     CheckConstraint("(state = 'failed') <= (error_code IS NOT NULL)", name="failure_has_a_code"),
@@ -273,7 +268,7 @@ results = Table(
     Column("device_seconds", Double, nullable=False),
     Column("mean_logprob", Double),
     Column("provenance", JSONB, nullable=False),
-    _timestamp("created_at", nullable=False, now=True),
+    timestamp("created_at", nullable=False, now=True),
     PrimaryKeyConstraint("job_id", "seq"),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -285,7 +280,7 @@ job_deltas = Table(
     Column("succeeded", Integer, nullable=False, server_default=text("0")),
     Column("failed", Integer, nullable=False, server_default=text("0")),
     Column("cancelled", Integer, nullable=False, server_default=text("0")),
-    Column("errors", JSONB, nullable=False, server_default=_EMPTY, comment="failed items by code"),
+    Column("errors", JSONB, nullable=False, server_default=EMPTY, comment="failed items by code"),
     Column("prompt_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("cached_tokens", BigInteger, nullable=False, server_default=text("0")),
     Column("completion_tokens", BigInteger, nullable=False, server_default=text("0")),
@@ -304,86 +299,8 @@ job_progress = Table(
     Column("state", Text, nullable=False),
     Column("plan_state", Text, nullable=False),
     Column("item_count", BigInteger, nullable=False, server_default=text("0")),
-    Column("counts", JSONB, nullable=False, server_default=_EMPTY),
-    Column("errors", JSONB, nullable=False, server_default=_EMPTY, comment="failed items by code"),
-    Column("usage", JSONB, nullable=False, server_default=_EMPTY),
-    _timestamp("updated_at", nullable=False, now=True),
-)
-
-idempotency_keys = Table(
-    "idempotency_keys",
-    metadata,
-    Column("tenant_id", Uuid, nullable=False),
-    Column("key", Text, nullable=False),
-    Column("fingerprint", LargeBinary, nullable=False, comment="SHA-256 of method, path and canonical body"),
-    Column("status", Integer, comment="null while the request is in flight"),
-    Column("response", JSONB),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("expires_at", nullable=False),
-    PrimaryKeyConstraint("tenant_id", "key"),
-    Index("idempotency_keys_expiry", "expires_at"),
-)
-
-packs = Table(
-    "packs",
-    metadata,
-    Column("key", Text, primary_key=True, comment="blob key; holds the tenant and the hash"),
-    Column("tenant_id", Uuid, nullable=False),
-    Column("sha256", Text, nullable=False, comment="of the blob"),
-    Column("size", BigInteger, nullable=False),
-    Column("tiles", Integer, nullable=False),
-    Column("media_hash", Text, nullable=False),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("used_at", nullable=False, now=True),
-    Index("packs_used", "used_at"),
-)
-
-files = Table(
-    "files",
-    metadata,
-    Column("id", Uuid, primary_key=True),
-    Column("tenant_id", Uuid, nullable=False),
-    Column("filename", Text, nullable=False),
-    Column("purpose", Text, nullable=False),
-    Column("blob_key", Text, nullable=False),
-    Column("size", BigInteger, nullable=False),
-    Column("sha256", Text, nullable=False),
-    Column("media_type", Text, nullable=False),
-    Column("status", Text, nullable=False, server_default=text("'uploaded'")),
-    _timestamp("created_at", nullable=False, now=True),
-    _timestamp("expires_at"),
-    Index("files_by_tenant", "tenant_id", "id"),
-    Index("files_by_content", "tenant_id", "sha256"),
-    Index("files_by_blob", "blob_key"),
-    Index("files_expiry", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
-    CheckConstraint("status IN ('pending', 'uploaded', 'processed', 'error')", name="status"),
-)
-
-leader = Table(
-    "leader",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("holder", Text, nullable=False),
-    Column(
-        "epoch",
-        BigInteger,
-        nullable=False,
-        comment="grows at each change of holder; every write of the leader checks it",
-    ),
-    _timestamp("lease_until", nullable=False),
-    _timestamp("contact_at", nullable=False, now=True),
-    _timestamp("losses_from", nullable=False, now=True),
-)
-
-workers = Table(
-    "workers",
-    metadata,
-    Column("id", Text, primary_key=True),
-    Column("role", Text, nullable=False),
-    Column("slots", Integer, nullable=False),
-    Column("engine", JSONB, nullable=False, server_default=_EMPTY),
-    Column("stats", JSONB, nullable=False, server_default=_EMPTY),
-    Column("draining", Boolean, nullable=False, server_default=text("false")),
-    _timestamp("started_at", nullable=False, now=True),
-    _timestamp("seen_at", nullable=False, now=True),
+    Column("counts", JSONB, nullable=False, server_default=EMPTY),
+    Column("errors", JSONB, nullable=False, server_default=EMPTY, comment="failed items by code"),
+    Column("usage", JSONB, nullable=False, server_default=EMPTY),
+    timestamp("updated_at", nullable=False, now=True),
 )
