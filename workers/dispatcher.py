@@ -57,6 +57,7 @@ _published = Counter("batchsight_dispatched_messages_total", "Messages sent to t
 _requeued = Counter("batchsight_requeued_rows_total", "Rows whose message was lost or came to nothing")
 _lost = Counter("batchsight_lost_leases_total", "Leases that expired", ["of"])
 _ended = Counter("batchsight_ended_items_total", "Items that ended, as the snapshots saw it")
+_depth = Gauge("batchsight_queue_messages", "Messages that wait in a queue", ["queue"])
 _leading = Gauge("batchsight_leading", "1 in the dispatcher that leads")
 _contact = Gauge("batchsight_leader_contact_seconds", "Since the database last answered")
 
@@ -214,6 +215,8 @@ class Process:
             done = self._dispatcher.tick(epoch, reasons | due or STAGES)
             _published.inc(done.published)
             _requeued.inc(done.requeued)
+            for queue, count in done.waiting.items():
+                _depth.labels(str(queue)).set(count)
             due, pause = done.backlog | done.held, _pause_after(done)
             self._stop.wait(max(0.0, began + SHORTEST - time.monotonic()))
 

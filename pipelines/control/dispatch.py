@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -77,6 +77,8 @@ class Dispatched:
     backlog: frozenset[Wake]
     held: frozenset[Wake] = frozenset()
     requeued: int = 0
+    waiting: Mapping[QueueName, int] = field(default_factory=dict)
+    """Messages that lay in the queues before the tick."""
 
 
 @dataclass(kw_only=True)
@@ -129,7 +131,9 @@ class Dispatcher:
                 room[name] = 0
         this = _Round(room=room)
         if all(n <= 0 for n in room.values()):
-            return Dispatched(published=0, backlog=frozenset(stages) & STAGES, requeued=requeued)
+            return Dispatched(
+                published=0, backlog=frozenset(stages) & STAGES, requeued=requeued, waiting=depths.waiting
+            )
         with self._database.begin() as conn:
             leader.check(conn, epoch)
             self._pick(conn, this, frozenset(stages))
@@ -139,6 +143,7 @@ class Dispatcher:
             backlog=frozenset(this.backlog),
             held=frozenset(this.held),
             requeued=requeued,
+            waiting=depths.waiting,
         )
 
     def _start_over(self, epoch: Epoch, *, forgotten: bool) -> int:

@@ -301,8 +301,7 @@ def _write(conn: Connection, changed: Sequence[tuple[Row[tuple[object, ...]], st
     }
     if conn.execute(_WRITE, values).rowcount != len(changed):
         raise StoreUnavailable("a snapshot changed while it was written; try again")
-    for row in rows:
-        announce_progress(conn, row.id)
+    announce_progress(conn, *(row.id for row in rows))
 
 
 def _added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, float]:

@@ -203,7 +203,7 @@ class Fleet:
         entries: list[tuple[ClaimedItem, Outcome]] = []
         for item in claimed:
             coin = dice.random()
-            outcome = good(item)
+            outcome: Outcome = good(item)
             if key_of(item) in beat.cancelled:
                 outcome = Cancelled()
             elif coin < 0.04:
@@ -223,7 +223,8 @@ class Fleet:
                 due = [item for at, item in self._zombies if at < time.monotonic()]
                 self._zombies = [(at, item) for at, item in self._zombies if at >= time.monotonic()]
             for item in due:
-                outcome = dice.choice([Succeeded(result=result("zombie")), Failed(code="zombie", message="x")])
+                outcomes: list[Outcome] = [Succeeded(result=result("zombie")), Failed(code="zombie", message="x")]
+                outcome = dice.choice(outcomes)
                 if not self._hand_in([(item, outcome)]):
                     self.happened["zombie rejected"] += 1
 

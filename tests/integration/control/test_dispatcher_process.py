@@ -113,6 +113,25 @@ def test_a_standby_goes_on_when_the_leader_is_killed(world: World, processes: Pr
     assert second.wait(PATIENCE) == 0
 
 
+def test_a_database_that_drops_every_connection_is_found_again(
+    world: World, processes: Processes, redis_url: str
+) -> None:
+    process = processes.start()
+    wait_for(lambda: world.rows("SELECT 1 FROM leader"))
+    world.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    with redis.Redis.from_url(redis_url) as client:
+        for _ in range(2):
+            world.submitted(world.tenant())
+            wait_for(lambda: client.rpop(str(QueueName.CPU)))
+        client.flushall()
+        world.submitted(world.tenant())
+        wait_for(lambda: client.llen(str(QueueName.CPU)) == 3)
+    assert process.poll() is None
+
+
 def test_the_settings_can_be_checked_without_any_server() -> None:
     checked = subprocess.run(
         [sys.executable, "-m", "workers.dispatcher", "--check"],

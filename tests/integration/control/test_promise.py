@@ -21,7 +21,7 @@ POISON = ("3", "22")
 def all_ended(database: Database) -> bool:
     with database.begin() as conn:
         unfinished = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
-        return conn.exec_driver_sql(unfinished).scalar_one() == 0
+        return int(conn.exec_driver_sql(unfinished).scalar_one()) == 0
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -32,7 +32,7 @@ def test_a_key_opens_its_tenant_and_only_as_a_whole(world: World) -> None:
     tenant = world.tenant(weight=2.5, allowed_buckets=["scans"])
     key = new_key(world, tenant)
     principal = authenticated(world, key.secret)
-    assert (principal.tenant_id, principal.key_id, principal.scopes) == (tenant, key.key_id, {"jobs:read"})
+    assert (principal.tenant_id, principal.key_id, principal.scopes) == (tenant, key.key_id, frozenset({"jobs:read"}))
     assert (principal.tenant.weight, principal.tenant.allowed_buckets) == (2.5, ("scans",))
     wrong = [
         "",

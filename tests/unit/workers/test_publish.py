@@ -91,7 +91,7 @@ def test_a_redis_that_forgot_everything_is_recognised(publisher: Publisher, redi
 def test_the_apis_hint_is_left_to_the_dispatcher_when_the_queue_is_full(publisher: Publisher) -> None:
     for _ in range(5):
         publisher.plan(JOB)
-    assert publisher.depths().waiting["cpu"] == 3
+    assert publisher.depths().waiting[QueueName.CPU] == 3
 
 
 def test_a_cancel_is_heard_on_the_workers_channel(publisher: Publisher, redis_url: str) -> None:
