@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -121,6 +122,10 @@ def load_rank(folder: Path, options: EngineOptions, *, peers: Peers | None = Non
         connect(model, where, devices)
     if options.fp8_vision:
         quantize_vision(model.model.vision_tower, lambda: probe_tokens(model, config, device=device, dtype=dtype))
+    if device.type == "cuda" and options.fused and importlib.util.find_spec("triton") is not None:
+        from pipelines.engine.fused import fuse  # noqa: PLC0415 - triton is not everywhere
+
+        fuse(model)
     core = build_core(
         model,
         config,

@@ -33,6 +33,7 @@ class EngineOptions:
         embedding_tiles: bound of the cache of visual embeddings, in tiles; 0: from the device.
         stall_seconds: `healthy()` is False after so long without a step while work waits.
         guard: stop an answer that repeats itself, try once more with sampling, and flag it if it stays so.
+        fused: join the language model's small steps in Triton kernels (GPU only).
         cuda_graphs: replay decode steps of fixed batch sizes (GPU only).
     """
 
@@ -52,4 +53,5 @@ class EngineOptions:
     embedding_tiles: int = 0
     stall_seconds: float = 120.0
     guard: bool = True
+    fused: bool = True
     cuda_graphs: bool = True

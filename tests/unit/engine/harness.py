@@ -70,12 +70,17 @@ class Bench:
         return LocalEngine(core, info=info, config=self.config, tokenizer=self.tokenizer, **options)
 
 
-def load_bench(folder: Path, dtype: torch.dtype = torch.float64) -> Bench:
+def load_bench(folder: Path, dtype: torch.dtype = torch.float64, *, edit: Any = None) -> Bench:
     checkpoint = open_checkpoint(folder)
     tokenizer = read_tokenizer(folder)
     cpu = torch.device("cpu")
     model = build_model(
-        checkpoint.config, checkpoint.tensors(), dtype=dtype, place=lambda _: cpu, image_token=tokenizer.image_token
+        checkpoint.config,
+        checkpoint.tensors(),
+        dtype=dtype,
+        place=lambda _: cpu,
+        image_token=tokenizer.image_token,
+        edit=edit,
     )
     return Bench(config=checkpoint.config, tokenizer=tokenizer, model=model, dtype=dtype)
 
