@@ -11,6 +11,7 @@ from api import documentation, errors
 from api.lifespan import lifespan
 from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
+from api.openai import chat, models
 from api.routes import admin, files, health, items, jobs, kinds, results, usage
 from pipelines.settings import Settings
 
@@ -32,6 +33,7 @@ _TAGS = [
     {"name": "files", "description": "Uploads, in OpenAI's form"},
     {"name": "kinds", "description": "What can be asked"},
     {"name": "usage", "description": "What was spent"},
+    {"name": "openai", "description": "What OpenAI's own clients call"},
     {"name": "admin", "description": "Tenants and keys, for operators"},
     {"name": "health", "description": "For machines that watch machines"},
 ]
@@ -48,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan(chosen, metrics),
     )
-    for resource in (jobs, items, results, files, kinds, usage, admin, health):
+    for resource in (jobs, items, results, files, kinds, usage, chat, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)
     documentation.install(app)

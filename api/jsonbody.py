@@ -16,6 +16,7 @@ from fastapi.routing import APIRoute
 from api.errors import UnreadableBody
 
 _DEEPEST = 64
+_EXACT = 2**53  # whole numbers up to here are exact in a double
 _LONGEST_NUMBER = 300  # digits; a double has no more before its point
 
 
@@ -67,10 +68,11 @@ def _integer(text: str) -> int:
 
 
 def _number(text: str) -> float:
+    """`8.0` is an integer to JSON Schema, and so it is here."""
     value = float(text)
     if value in {float("inf"), float("-inf")}:
         raise UnreadableBody(f"the number {text[:40]} is out of range")
-    return value
+    return int(value) if value.is_integer() and abs(value) <= _EXACT else value
 
 
 def _check(value: Any, depth: int) -> None:

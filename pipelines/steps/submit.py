@@ -56,8 +56,10 @@ class Submission:
     deadline_at: datetime | None = None
 
 
-def submit(conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules) -> uuid.UUID:
-    """Check and insert; the caller's transaction commits. The new job's id.
+def submit(
+    conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules, *, job_id: uuid.UUID | None = None
+) -> uuid.UUID:
+    """Check and insert; the caller's transaction commits. The new job's id (`job_id`, where the caller chose one).
 
     Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge` or
     `QuotaExceeded`, each naming the field in `param`.
@@ -68,7 +70,7 @@ def submit(conn: Connection, tenant: Tenant, submission: Submission, rules: Subm
         raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
     count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
     _check_quota(conn, tenant, count)
-    job_id = uuid7()
+    job_id = job_id or uuid7()
     jobs.insert_job(
         conn,
         jobs.NewJob(

@@ -1,0 +1,63 @@
+"""Both kinds of workers in a thread over the deterministic engine: what Celery would call, called by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from sqlalchemy import text
+
+from pipelines.engine.fake import FakeEngine
+from pipelines.settings import Settings
+from pipelines.store import progress
+from pipelines.store.session import Database
+from workers.wiring import cpu_runtime, gpu_runtime
+
+_JOBS = text("SELECT id FROM jobs WHERE state IN ('queued', 'planning', 'running') ORDER BY priority, id")
+_DOCUMENTS = text("SELECT doc FROM documents WHERE job_id = :job AND state = 'pending'")
+_ITEMS = text("SELECT seq, state FROM items WHERE job_id = :job AND state IN ('pending', 'ready') ORDER BY seq")
+
+
+@contextlib.contextmanager
+def working(settings: Settings, database: Database, *, hold: threading.Event | None = None) -> Iterator[FakeEngine]:
+    """Work on every job while the context is open; with `hold`, nothing is answered until it is set."""
+    cpu = cpu_runtime(settings)
+    engine = FakeEngine()
+    gpu = gpu_runtime(settings, engine)
+    stop = threading.Event()
+
+    def rounds() -> None:
+        while not stop.wait(0.02):
+            with database.begin() as conn:
+                jobs = list(conn.execute(_JOBS).scalars())
+            for job_id in jobs:
+                cpu.plan(job_id)
+                with database.begin() as conn:
+                    docs = list(conn.execute(_DOCUMENTS, {"job": job_id}).scalars())
+                cpu.paginate(job_id, docs)
+                with database.begin() as conn:
+                    found = conn.execute(_ITEMS, {"job": job_id}).all()
+                cpu.prepare(job_id, [row.seq for row in found if row.state == "pending"])
+                if hold is not None and not hold.is_set():
+                    continue
+                with database.begin() as conn:
+                    found = conn.execute(_ITEMS, {"job": job_id}).all()
+                for row in found:
+                    if row.state == "ready":
+                        gpu.infer(job_id, row.seq, solo=False)
+                with database.begin() as conn:
+                    progress.fold(conn)
+                with database.begin() as conn:
+                    progress.finalise(conn, job_id)
+
+    thread = threading.Thread(target=rounds)
+    thread.start()
+    try:
+        yield engine
+    finally:
+        stop.set()
+        thread.join(30)
+        cpu.close()
+        gpu.close()
+        engine.close()
