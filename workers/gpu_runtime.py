@@ -63,7 +63,8 @@ class GpuRuntime:
         """Claim the item and answer it. A message that comes twice, or late, claims nothing and ends here."""
         with self._gate.pass_through(solo=solo):
             if self._draining.is_set():
-                return  # the row stays claimable; the dispatcher sends another hint
+                self._forget_hint(job_id, seq)
+                return
             item = self._claims.submit((job_id, seq)).result()
             if item is None:
                 return
@@ -119,6 +120,14 @@ class GpuRuntime:
         if not publish or self._streams is None:
             return None
         return self._streams.writer(item.job_id, item.seq, item.attempt)
+
+    def _forget_hint(self, job_id: uuid.UUID, seq: int) -> None:
+        """The row stays claimable; without this the dispatcher would wait a minute before it sent another hint."""
+        try:
+            with self._database.begin() as conn:
+                items.forget_hints(conn, [(job_id, seq)])
+        except ServiceUnavailable as error:
+            _log.warning("hint_not_forgotten", job_id=str(job_id), seq=seq, error=error.message)
 
     def _load_spec(self, job_id: uuid.UUID) -> JobSpec:
         with self._database.begin() as conn:

@@ -35,10 +35,11 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True)
 class Repair:
-    """The tile pack is missing or damaged: back to `pending`, uncounted, the pack forgotten."""
+    """The tile pack is missing or damaged: back to `pending` after `delay` seconds, uncounted, the pack forgotten."""
 
     code: str
     message: str
+    delay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ def after_failure(
         case RetryClass.PERMANENT:
             return Failed(code=known.code, message=known.message)
         case RetryClass.REPAIR:
-            return Repair(code=known.code, message=known.message)
+            # Uncounted, so never at once: a blob store that damages every pack must not make a busy loop.
+            return Repair(code=known.code, message=known.message, delay=uniform(0.0, policy.base))
         case RetryClass.TRANSIENT:
             allowed = policy.transient
         case RetryClass.RESOURCE:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from pipelines.jobs.errors import StoreUnavailable
 from pipelines.jobs.models import ClaimedItem
-from pipelines.jobs.outcomes import Outcome
+from pipelines.jobs.outcomes import Cancelled, Failed, Outcome, Prepared, Succeeded
 from pipelines.jobs.states import ItemState
 
 Key = tuple[uuid.UUID, int, int]
@@ -87,7 +87,7 @@ def complete(
     standing = []
     for item, outcome in entries:
         key = _key(item)
-        stands = key in accepted or _written_before(settled.get(key), item)
+        stands = key in accepted or _written_before(settled.get(key), item, outcome)
         if not stands:
             _log.warning(
                 "zombie_write_rejected",
@@ -104,6 +104,22 @@ def _key(item: ClaimedItem) -> Key:
     return (item.job_id, item.seq, item.attempt)
 
 
-def _written_before(found: tuple[ItemState, int] | None, item: ClaimedItem) -> bool:
-    """My attempt, and no longer leased: the write that failed had been committed."""
-    return found is not None and found[1] == item.attempt and not found[0].leased
+def _written_before(found: tuple[ItemState, int] | None, item: ClaimedItem, outcome: Outcome) -> bool:
+    """My attempt, in the state that my outcome leads to: the write that failed had been committed.
+
+    The attempt alone would not do: a swept item goes back one step under the attempt that lost it. For outcomes that go
+    back themselves the two cannot be told apart, and need not be.
+    """
+    if found is None or found[1] != item.attempt:
+        return False
+    match outcome:
+        case Succeeded():
+            return found[0] is ItemState.SUCCEEDED
+        case Failed():
+            return found[0] is ItemState.FAILED
+        case Cancelled():
+            return found[0] is ItemState.CANCELLED
+        case Prepared():
+            return found[0] is ItemState.READY
+        case _:
+            return not found[0].leased and not found[0].terminal

@@ -282,7 +282,7 @@ def _back(conn: Connection, entries: _Entries[Retry | Repair | Released]) -> set
     told = [outcome if not isinstance(outcome, Released) else None for outcome in outcomes]
     values = {
         **_keys(entries),
-        "delays": [retry.delay if retry else 0.0 for retry in retries],
+        "delays": [outcome.delay if outcome else 0.0 for outcome in told],
         "counted": [int(retry.counted) if retry else 0 for retry in retries],
         "repairs": [isinstance(outcome, Repair) for outcome in outcomes],
         "suspects": [retry is not None and retry.code in SUSPECT_CODES for retry in retries],

@@ -175,6 +175,8 @@ def test_a_damaged_pack_is_prepared_again_and_the_item_still_succeeds(world: Wor
     world.s3.put_object(Bucket=world.bucket, Key=f"blobs/{key}", Body=b"not a pack")
     world.gpu.infer(job, 0, solo=False)
     assert world.rows(job, "state, fails") == [("pending", 0)]
+    with world.database.begin() as conn:
+        conn.execute(text("UPDATE items SET available_at = now()"))  # the pause before a repair
     world.cpu.prepare(job, [0])
     world.gpu.infer(job, 0, solo=False)
     assert world.rows(job, "state") == [("succeeded",)]

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from pipelines.jobs.errors import StoreUnavailable
 from pipelines.jobs.models import ClaimedItem, Document
-from pipelines.jobs.outcomes import Cancelled
+from pipelines.jobs.outcomes import Failed, Outcome
 from pipelines.jobs.states import ItemState
 from pipelines.steps.complete import Entry, Key, complete
 
@@ -41,7 +41,7 @@ class Ledger:
         accepted = set()
         for item, _ in entries:
             if self.staged.get(item.seq) == (ItemState.INFERRING, item.attempt):
-                self.staged[item.seq] = (ItemState.SUCCEEDED, item.attempt)
+                self.staged[item.seq] = (ItemState.FAILED, item.attempt)
                 accepted.add((item.job_id, item.seq, item.attempt))
         return frozenset(accepted)
 
@@ -52,7 +52,8 @@ class Ledger:
 def entry(seq: int, attempt: int = 1) -> Entry:
     document = Document(job_id=JOB, doc=0, name="x", media=())
     item = ClaimedItem(job_id=JOB, seq=seq, attempt=attempt, losses=0, fails=0, page=None, document=document)
-    return item, Cancelled()
+    outcome: Outcome = Failed(code="corrupt_media", message="no")
+    return item, outcome
 
 
 def run(ledger: Ledger, *entries: Entry, **more: Any) -> list[bool]:
@@ -67,7 +68,7 @@ def test_each_entry_is_told_whether_it_stands() -> None:
 def test_an_ambiguous_commit_that_happened_counts_as_written() -> None:
     ledger = Ledger({1: (ItemState.INFERRING, 1)}, failures=["after"])
     assert run(ledger, entry(1)) == [True]
-    assert ledger.rows[1] == (ItemState.SUCCEEDED, 1)
+    assert ledger.rows[1] == (ItemState.FAILED, 1)
 
 
 def test_an_ambiguous_commit_that_did_not_happen_is_written_again() -> None:
@@ -76,8 +77,13 @@ def test_an_ambiguous_commit_that_did_not_happen_is_written_again() -> None:
 
 
 def test_after_an_outage_another_attempts_work_is_not_mistaken_for_mine() -> None:
-    ledger = Ledger({1: (ItemState.SUCCEEDED, 2)}, failures=["before"])
+    ledger = Ledger({1: (ItemState.FAILED, 2)}, failures=["before"])
     assert run(ledger, entry(1, attempt=1)) == [False]
+
+
+def test_an_item_that_was_swept_back_is_not_taken_for_written() -> None:
+    ledger = Ledger({1: (ItemState.READY, 1)}, failures=["before"])
+    assert run(ledger, entry(1)) == [False]
 
 
 def test_an_item_that_is_leased_again_is_not_taken_for_written() -> None:
