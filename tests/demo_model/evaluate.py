@@ -76,7 +76,8 @@ def facts(caption: str) -> dict[str, str]:
     return found
 
 
-def _text(kind: PageKind, count: int, seed: str, difficulty: float, shape: Shape) -> Iterator[Question]:
+def held_out_text(kind: PageKind, count: int, seed: str, difficulty: float, shape: Shape) -> Iterator[Question]:
+    """Draw pages of held-out words; the first ones are the same however many are asked for."""
     draw = random.Random(f"held out {seed}")
     for _ in range(count):
         page = random_page(draw, dataclasses.replace(kind, held_out=True), difficulty=difficulty)
@@ -85,7 +86,8 @@ def _text(kind: PageKind, count: int, seed: str, difficulty: float, shape: Shape
         yield Question(tiles=tiles, prompt=prompt, answer=page.text)
 
 
-def _scenes(count: int, shape: Shape) -> Iterator[Question]:
+def held_out_scenes(count: int, shape: Shape) -> Iterator[Question]:
+    """Draw scenes from a seed that training never uses."""
     draw = random.Random("held out scenes")
     prompt = image_prompt(CAPTION_IMAGE_QUESTION, tiles=1, tokens_per_tile=shape.tokens_per_tile)
     for _ in range(count):
@@ -94,7 +96,8 @@ def _scenes(count: int, shape: Shape) -> Iterator[Question]:
         yield Question(tiles=tiles, prompt=prompt, answer=scene.caption)
 
 
-def _clips(kind: str, frames: int, count: int, shape: Shape) -> Iterator[Question]:
+def held_out_clips(kind: str, frames: int, count: int, shape: Shape) -> Iterator[Question]:
+    """Draw clips of one kind from a seed that training never uses."""
     draw = random.Random(f"held out clips {kind} {frames}")
     for _ in range(count):
         clip = random_clip(draw, frames=frames, kind=kind)
@@ -193,17 +196,17 @@ def evaluate(folder: Path, *, count: int, device: str = "cpu", only: str = "") -
     for name, (page_kind, difficulty) in text_sets().items():
         if only in name:
             begin = time.monotonic()
-            pairs = reader.answers(_text(page_kind, count, name, difficulty, reader.shape))
+            pairs = reader.answers(held_out_text(page_kind, count, name, difficulty, reader.shape))
             yield _score_text(name, pairs, time.monotonic() - begin)
     if only in "scenes":
         begin = time.monotonic()
-        yield _score_facts("scenes", reader.answers(_scenes(2 * count, reader.shape)), time.monotonic() - begin)
+        yield _score_facts("scenes", reader.answers(held_out_scenes(2 * count, reader.shape)), time.monotonic() - begin)
     for frames in (8, 16, 32):
         for kind in KINDS:
             name = f"clip, {kind}, {frames} frames"
             if only in name:
                 begin = time.monotonic()
-                pairs = reader.answers(_clips(kind, frames, max(4, 8 * count // frames), reader.shape))
+                pairs = reader.answers(held_out_clips(kind, frames, max(4, 8 * count // frames), reader.shape))
                 right = sum(q.answer == given for q, given in pairs) / len(pairs)
                 yield Score(
                     name=name,

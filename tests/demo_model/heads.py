@@ -33,6 +33,8 @@ class ClipHeads(nn.Module):
         self.thing = nn.Linear(shape.text_hidden, THING_CLASSES)  # of a frame's end: the thing that matters
         self.way = nn.Linear(shape.text_hidden, 4)
         self.arrival = nn.Linear(shape.text_hidden, 2)
+        self.place = nn.Linear(shape.text_hidden, 2)  # of the thing that matters, in tiles
+        self.shift = nn.Linear(shape.text_hidden, 2)  # of the mover since the first frame, in tiles
 
 
 def _read(head: nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:

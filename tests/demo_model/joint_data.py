@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 
 import numpy as np
 
 from deploy.demo.clips import WAYS, Clip, random_clip
+from deploy.demo.documents import TILE
 from deploy.demo.layout import Shape
 from deploy.demo.scenes import Scene, Thing, draw_things, random_scene
 from deploy.demo.tokenizer import CAPTION_IMAGE_QUESTION, OCR_QUESTION
@@ -34,7 +36,10 @@ from tests.demo_model.pages import PageKind, random_page
 
 # Heads that are pulled, as (layer, head): the current character's token, the next one's, and the clips' chain.
 OWN, NEXT = (1, 0), ((2, 0), (3, 0))
-FRAME_BEFORE, FOCUS, END_BEFORE, ANSWER = (0, 1), (2, 0), (3, 0), (4, 0)
+FRAME_BEFORE, FOCUS, END_BEFORE, FIRST_END, ANSWER = (0, 1), (2, 0), (3, 0), (3, 1), (4, 0)
+
+
+Told = tuple[float, ...]  # a place in the sequence, then what is known there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,11 +53,14 @@ class TextItem:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneItem:
-    """A scene with its tile and sample."""
+    """A scene with its tile and sample; `told` has (place, thing class, x, y) where a thing is
+    being described, its centre in tiles.
+    """
 
     tiles: Pixels
     sample: Sample
     scene: Scene
+    told: list[Told]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,13 +68,16 @@ class ClipItem:
     """A clip: a tile a frame, sample, and labels at places of the sequence.
 
     `moving` has (place, 0 or 1) of things' tokens; `ends` has (place, thing class, way or -1, arrival) a frame,
-    with thing class 0 where nothing is seen and -1 where it cannot be known yet.
+    with thing class 0 where nothing is seen and -1 where it cannot be known yet; `told` is a scene's;
+    `spots` has (place, x, y, shift across, shift down) of the focus at each frame's end, in tiles.
     """
 
     tiles: Pixels
     sample: Sample
     moving: list[tuple[int, int]]
     ends: list[tuple[int, int, int, int]]
+    told: list[Told]
+    spots: list[Told]
 
 
 def _following(begin: int, targets: list[int]) -> list[Pull]:
@@ -96,17 +107,30 @@ def scene_item(draw: random.Random, shape: Shape) -> SceneItem:
     prompt = image_prompt(CAPTION_IMAGE_QUESTION, tiles=1, tokens_per_tile=shape.tokens_per_tile)
     first = prompt.index(CONTEXT)
     targets: list[int] = []
+    described: list[Thing] = []
     if scene.caption.startswith("A "):
         sentences = [part + "." for part in scene.caption[:-1].split(". ")]
         for thing, sentence in zip(scene.things, sentences, strict=True):
             targets += [first + thing_token(thing)] * (len(sentence) + 1)
+            described += [thing] * (len(sentence) + 1)
     else:  # things alike: the number comes from all of them, the rest from the first
         number = scene.caption.index(" ")
         targets = [-1] * number + [first + thing_token(scene.things[0])] * (len(scene.caption) - number)
+        described = [scene.things[0]] * len(scene.caption)
     answer = answer_ids(scene.caption)
     pulls = _following(len(prompt) - 1, targets[: len(answer)])
+    told = [_told(row, thing) for row, thing in enumerate(described[: len(scene.caption)], len(prompt) - 1)]
     tiles = np.asarray(draw_things(scene.things, scene.ground))[None]
-    return SceneItem(tiles=tiles, sample=Sample(prompt=prompt, answer=answer, pulls=pulls), scene=scene)
+    sample = Sample(prompt=prompt, answer=answer, pulls=pulls)
+    return SceneItem(tiles=tiles, sample=sample, scene=scene, told=told)
+
+
+def _told(row: int, thing: Thing) -> Told:
+    return (row, _class_of(thing), thing.x / TILE, thing.y / TILE)
+
+
+def _class_of(thing: Thing) -> int:
+    return THING_CLASS[thing.shape, thing.colour, thing.size]
 
 
 def _focus(clip: Clip, number: int) -> Thing | None:
@@ -131,6 +155,7 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
     prompt = video_prompt(clip.question, frames=frames, tokens_per_tile=shape.tokens_per_tile)
     ends = [place for place, token in enumerate(prompt) if token == IMAGE_END]
     pulls, moving, labels = [], [], []
+    spots: list[Told] = []
     for number, (end, things) in enumerate(zip(ends, clip.frames, strict=True)):
         begin = end - TOKENS
         focus = _focus(clip, number)
@@ -139,10 +164,15 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
         way = list(WAYS).index(_way(clip)) if clip.mover is not None and number else -1
         arrival = int(len(things) > (len(clip.frames[number - 1]) if number else 0))
         known = focus is None or number > 0 or len(things) == 1
-        kind = THING_CLASS[focus.shape, focus.colour, focus.size] if focus else 0
+        kind = _class_of(focus) if focus else 0
         labels.append((end, kind if known else -1, way, arrival))
+        if focus:
+            start = _focus(clip, 0) if clip.mover is not None and number else None
+            shift = (focus.x - start.x, focus.y - start.y) if start else (math.nan, math.nan)
+            spots.append((end, *(length / TILE for length in (focus.x, focus.y, *shift))))
         if number:
             before = ends[number - 1]
+            pulls.append(Pull(layer=FIRST_END[0], head=FIRST_END[1], row=end, target=ends[0]))
             pulls.append(Pull(layer=END_BEFORE[0], head=END_BEFORE[1], row=end, target=before))
             cells = {thing_token(thing) for thing in things} | set(draw.sample(range(TOKENS), 6))
             pulls += [
@@ -153,6 +183,7 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
     answer = answer_ids(clip.answer)
     # The frames are most of the cost: further questions on the same clip come nearly free.
     more = tuple((next_turn(question), answer_ids(text)) for question, text in clip.others)
+    told = []
     at = 0
     for asking, telling in ((prompt, answer), *more):
         aim = _answer_target(draw, clip, ends)
@@ -163,9 +194,10 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
         if clip.kind != "blink":  # colours and shapes are read off the thing itself, as in a still scene
             shown = ends[-1] - TOKENS + thing_token(clip.frames[-1][0])
             pulls += [Pull(layer=la, head=he, row=row, target=shown) for row in rows for la, he in NEXT]
+            told += [_told(row, clip.frames[-1][0]) for row in rows]
     tiles = np.stack([np.asarray(draw_things(things, clip.ground)) for things in clip.frames])
     sample = Sample(prompt=prompt, answer=answer, pulls=pulls, more=more)
-    return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels)
+    return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels, told=told, spots=spots)
 
 
 def _way(clip: Clip) -> str:

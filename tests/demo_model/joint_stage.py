@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812  the usual name
 from tests.demo_model.chats import Batch, collate
 from tests.demo_model.decoder import Reading, read
 from tests.demo_model.heads import Stats, character_loss, thing_loss
-from tests.demo_model.joint_data import ClipItem, SceneItem, TextItem, clip_item, scene_item, text_item
+from tests.demo_model.joint_data import ClipItem, SceneItem, TextItem, Told, clip_item, scene_item, text_item
 from tests.demo_model.labels import by_token
 from tests.demo_model.network import project, see
 from tests.demo_model.pages import PageKind
@@ -45,12 +45,12 @@ VISION_SHARE = 0.2  # steps in which the vision tower learns too; it costs as mu
 PULL, DENSE = 1.0, 0.5
 
 
-def task_of(draw: random.Random, done: float) -> tuple[str, int, bool]:
-    """Return the step's task, its frames (clips only) and whether the tower learns; the same on every rank."""
+def task_of(draw: random.Random, done: float) -> tuple[str, int]:
+    """Return a rank's task and its frames (clips only). Ranks draw apart, so that a step mixes tasks."""
     mix = next(mix for end, mix in MIXES if done <= end)
     task = draw.choices(list(mix), list(mix.values()))[0]
     frames = draw.choices([n for n, _ in FRAMES], [share for _, share in FRAMES])[0]
-    return task, frames if task == "clip" else 0, task != "clip" and draw.random() < VISION_SHARE
+    return task, frames if task == "clip" else 0
 
 
 def _page_kind(draw: random.Random, task: str) -> PageKind:
@@ -120,20 +120,49 @@ def _text_step(run: Run, draw: random.Random, task: str, difficulty: float, *, l
 def _scene_step(run: Run, draw: random.Random, *, learn: bool) -> Stats:
     items = [scene_item(draw, run.shape) for _ in range(SIZES["scene"])]
     features, tokens, damped = _see(run, items, learn=learn)
-    reading = read(run.network, damped, _batch(run, items), run.shape)
+    reading = read(run.network, damped, _batch(run, items), run.shape, keep=(3,))
+    told, told_stats = _told(run, reading, [item.told for item in items])
+    loss = reading.loss + PULL * reading.pull + told
     if not learn:
-        torch.autograd.backward(reading.loss + PULL * reading.pull)
-        return _stats("scene", reading, {})
+        torch.autograd.backward(loss)
+        return _stats("scene", reading, told_stats)
     arrays = (part.to(run.device) for part in scene_arrays([item.scene for item in items]))
     dense, more = thing_loss(run.heads, features, tokens, *arrays)
-    torch.autograd.backward(reading.loss + PULL * reading.pull + DENSE * dense)
-    return _stats("scene", reading, more)
+    torch.autograd.backward(loss + DENSE * dense)
+    return _stats("scene", reading, {**more, **told_stats})
 
 
 def _labelled(head: torch.nn.Linear, states: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
     logits = head(states).float()
     right = float((logits.argmax(-1) == wanted)[wanted >= 0].float().mean()) if (wanted >= 0).any() else 0.0
     return F.cross_entropy(logits, wanted, ignore_index=-1, reduction="sum") / max(1, int((wanted >= 0).sum())), right
+
+
+def _distance(head: torch.nn.Linear, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error of a head over the rows whose values are known (not NaN)."""
+    known = ~wanted.isnan().any(-1)
+    if not known.any():
+        return torch.zeros((), device=states.device)
+    error: torch.Tensor = (head(states[known]).float() - wanted[known]).abs().mean()
+    return error
+
+
+def _rows(run: Run, parts: list[list[Told]], width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return sample, place in the sequence, and values of all known places of a batch."""
+    rows = [(n, *place) for n, part in enumerate(parts) for place in part]
+    table = torch.tensor(rows, device=run.device).reshape(-1, width + 2)
+    return table[:, 0].long(), table[:, 1].long(), table[:, 2:]
+
+
+def _told(run: Run, reading: Reading, parts: list[list[Told]]) -> tuple[torch.Tensor, Stats]:
+    """Loss of the thing being described, read from the answer's middle states: it must have got there by then."""
+    sample, row, known = _rows(run, parts, 3)
+    if not len(row):
+        return torch.zeros((), device=run.device), {}
+    states = reading.states[3][sample, row]
+    loss, right = _labelled(run.clip_heads.thing, states, known[:, 0].long())
+    place = _distance(run.clip_heads.place, states, known[:, 1:])
+    return loss + 2 * place, {"told": right, "told_place": float(place.detach())}
 
 
 def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
@@ -143,9 +172,13 @@ def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
     tiles = torch.from_numpy(np.concatenate([item.tiles for item in items])).to(run.device)
     with torch.no_grad():
         tokens = project(run.network, see(run.network, tiles, run.shape))
-    reading = read(run.network, tokens, _batch(run, items), run.shape, keep=(1, 3))
-    loss = reading.loss + PULL * reading.pull
-    more: Stats = {}
+    reading = read(run.network, tokens, _batch(run, items), run.shape, keep=(1, 2, 3))
+    told, more = _told(run, reading, [item.told for item in items])
+    sample, row, spots = _rows(run, [item.spots for item in items], 4)
+    place = _distance(run.clip_heads.place, reading.states[2][sample, row], spots[:, :2])
+    shift = _distance(run.clip_heads.shift, reading.states[3][sample, row], spots[:, 2:])
+    more |= {"place": float(place.detach()), "shift": float(shift.detach())}
+    loss = reading.loss + PULL * reading.pull + told + 2 * place + 4 * shift
     places = torch.tensor([(n, *place) for n, item in enumerate(items) for place in item.moving])
     if len(places):
         places = places.to(run.device)

@@ -13,7 +13,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from tests.demo_model.heads import Stats
-from tests.demo_model.joint_stage import SIZES, joint_step, task_of
+from tests.demo_model.joint_stage import SIZES, VISION_SHARE, joint_step, task_of
 from tests.demo_model.run import Plan, Progress, Run
 from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
 
@@ -132,7 +132,8 @@ def train_joint(run: Run) -> None:
     while progress.seconds < plan.joint_minutes * 60:
         torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
         done = progress.seconds / (plan.joint_minutes * 60)
-        task, frames, learn = task_of(random.Random(f"{plan.seed} task {progress.step}"), done)
+        task, frames = task_of(random.Random(f"{plan.seed} task {run.rank} {progress.step}"), done)
+        learn = random.Random(f"{plan.seed} tower {progress.step}").random() < VISION_SHARE
         draw = random.Random(f"{plan.seed} joint {run.rank} {progress.step}")
         stats = joint_step(run, draw, task, frames, difficulty=progress.difficulty, learn=learn)
         rate = _joint_rate(progress.step, done)
