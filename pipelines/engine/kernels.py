@@ -9,6 +9,7 @@ conformance suite compares every back end with a plain softmax.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,15 @@ class VarlenBackend(TritonBackend):
 
     name = "varlen+triton"
 
+    def __init__(self, page_size: int) -> None:
+        super().__init__(page_size)
+        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every build of torch
+
+        self._varlen: Any = varlen_attn
+        # Causal, aligned at the lower right corner: the last query sees every key. Older versions say it otherwise.
+        names = inspect.signature(varlen_attn).parameters
+        self._causal = {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+
     def prepare_prefill(self, plan: StepPlan, device: torch.device) -> _Packed:
         """Lay the chunks end to end."""
         lengths, queries = plan.lengths[plan.decodes :], plan.queries[plan.decodes :]
@@ -111,14 +121,12 @@ class VarlenBackend(TritonBackend):
     ) -> None:
         """See `SdpaBackend.prefill`."""
         del value
-        from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415 - not in every build of torch
-
         repeat = query.shape[1] // key.shape[1]
         keys, values = (
             pages.flatten(0, 1).index_select(0, state.places).repeat_interleave(repeat, dim=1)
             for pages in (cache.keys, cache.values)
         )
-        attended: Any = varlen_attn(
+        out[state.start :] = self._varlen(
             query[state.start :].contiguous(),
             keys,
             values,
@@ -127,10 +135,8 @@ class VarlenBackend(TritonBackend):
             state.longest_query,
             state.longest_key,
             scale=scale,
-            # Causal, aligned at the lower right corner: the last query sees every key.
-            window_size=(-1, 0),
+            **self._causal,
         )
-        out[state.start :] = attended
 
 
 class FlashBackend(VarlenBackend):

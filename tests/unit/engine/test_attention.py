@@ -125,6 +125,35 @@ def test_the_triton_kernel_runs_under_the_interpreter() -> None:
     assert f"{len(SHAPES) + 1} passed" in done.stdout
 
 
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (extra `gpu`)")
+def test_chunks_are_packed_as_varlen_attention_reads_them() -> None:
+    """`varlen_attn` is CUDA's own; a plain one in its place shows that keys, offsets and order are right."""
+
+    def plain_varlen(
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        queries_at: torch.Tensor,
+        keys_at: torch.Tensor,
+        longest_query: int,
+        longest_key: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> torch.Tensor:
+        assert window_size == (-1, 0)
+        assert (longest_query, longest_key) == (int(queries_at.diff().max()), int(keys_at.diff().max()))
+        parts = []
+        for number in range(len(keys_at) - 1):
+            rows, seen = (slice(int(at[number]), int(at[number + 1])) for at in (queries_at, keys_at))
+            parts.append(plain(query[rows], keys[seen], values[seen], scale))
+        return torch.cat(parts).to(query.dtype)
+
+    backend = VarlenBackend(8)
+    backend._varlen = plain_varlen
+    compare(backend, ((), ((5, 5), (1, 33), (16, 16), (3, 20)), 8, 2, 32, 8), "cpu", torch.float32, 1e-5)
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="runs in a child process with TRITON_INTERPRET=1")
 def test_a_graphable_decode_step_gives_the_engines_own_logits_under_the_interpreter(bench: Bench) -> None:
     """What a CUDA graph would capture, run eagerly: padded rows included, it agrees with the gathered step."""
