@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -16,9 +17,10 @@ from celery import Celery, signals
 from pipelines.engine.types import Engine
 from pipelines.jobs.errors import BatchsightError, InternalError
 from pipelines.logs import configure_logs
+from pipelines.media.isolate import Decoder
+from pipelines.media.limits import MediaLimits
 from pipelines.settings import Settings
 from workers.app import CPU, CPU_INTERACTIVE, GPU, GPU_INTERACTIVE, create_app
-from workers.cpu_runtime import CpuRuntime
 from workers.gpu_runtime import GpuRuntime, run_on_engine_death
 from workers.health import HealthServer
 from workers.hints import CancelHints
@@ -34,36 +36,49 @@ EXIT_ENGINE_DEAD = 70
 
 
 class _Built(Generic[T]):
-    """What a signal built, for the tasks to use."""
+    """What a signal built, for the tasks to use.
 
-    def __init__(self) -> None:
+    `again` builds what is missing when a task asks: Celery only logs what its signals raise, and a child whose start
+    failed (a full disk, say) would otherwise swallow messages for the rest of its life.
+    """
+
+    def __init__(self, again: Callable[[], T] | None = None) -> None:
         self._value: T | None = None
+        self._again = again
 
     def set(self, value: T | None) -> None:
         self._value = value
 
+    def peek(self) -> T | None:
+        return self._value
+
     def get(self) -> T:
         if self._value is None:
-            raise InternalError("the worker has not finished starting")
+            if self._again is None:
+                raise InternalError("the worker has not finished starting")
+            self._value = self._again()
         return self._value
 
 
-def run_cpu_worker(settings: Settings, *, processes: int) -> int:
-    """Run the cpu worker until it is told to stop."""
+def run_cpu_worker(
+    settings: Settings, *, processes: int, make_decoder: Callable[[MediaLimits], Decoder] = Decoder
+) -> int:
+    """Run the cpu worker until it is told to stop. `make_decoder` is called once in each child."""
     configure_logs(settings, role="cpu")
     app = create_app(settings, "cpu")
-    built: _Built[CpuRuntime] = _Built()
+    built = _Built(lambda: cpu_runtime(settings, make_decoder=make_decoder))
     register_cpu(app, built.get)
     name = worker_name("cpu")
     registration = Registration(settings.database_url, worker=name, role="cpu", slots=processes)
 
     @signals.worker_process_init.connect(weak=False)
     def build(**_: Any) -> None:
-        built.set(cpu_runtime(settings))
+        built.get()
 
     @signals.worker_process_shutdown.connect(weak=False)
     def close(**_: Any) -> None:
-        built.get().close()
+        if (runtime := built.peek()) is not None:
+            runtime.close()
 
     @signals.worker_ready.connect(weak=False)
     def ready(**_: Any) -> None:
@@ -82,13 +97,13 @@ def run_cpu_worker(settings: Settings, *, processes: int) -> int:
     return code
 
 
-def run_gpu_worker(settings: Settings) -> int:
-    """Run the engine worker until it is told to stop, or its engine dies."""
+def run_gpu_worker(settings: Settings, *, load: Callable[[Settings], Engine] = load_model) -> int:
+    """Run the engine worker until it is told to stop, or its engine dies. `load` makes the engine of the process."""
     configure_logs(settings, role="gpu")
     app = create_app(settings, "gpu")
     built: _Built[GpuRuntime] = _Built()
     register_gpu(app, built.get)
-    worker = _GpuWorker(settings, built)
+    worker = _GpuWorker(settings, built, load)
     signals.worker_init.connect(worker.build, weak=False)
     signals.worker_ready.connect(worker.ready, weak=False)
     signals.worker_shutting_down.connect(worker.stopping, weak=False)
@@ -101,8 +116,9 @@ def run_gpu_worker(settings: Settings) -> int:
 class _GpuWorker:
     """The signal handlers of an engine worker, and what they share."""
 
-    def __init__(self, settings: Settings, built: _Built[GpuRuntime]) -> None:
+    def __init__(self, settings: Settings, built: _Built[GpuRuntime], load: Callable[[Settings], Engine]) -> None:
         self._settings = settings
+        self._load = load
         self._built = built
         self._engine: Engine | None = None
         self._registration: Registration | None = None
@@ -112,7 +128,7 @@ class _GpuWorker:
         """Load the model; a failure ends the process."""
         settings = self._settings
         try:
-            engine = load_model(settings)
+            engine = self._load(settings)
         except BatchsightError as error:
             _log.exception("model_load_failed", model=settings.model, code=error.code, message=error.message)
             raise SystemExit(1) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from pipelines.media.ssrf import guarded_client
 from pipelines.settings import Settings
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
 from pipelines.steps.infer import InferTools
+from pipelines.steps.inline import keep_inline
 from pipelines.steps.paginate import PaginateTools
 from pipelines.steps.plan import PlanTools
 from pipelines.steps.prepare import PrepareTools
@@ -88,7 +89,7 @@ def tile_size(settings: Settings) -> int:
     return read_config(folder).vision.image_size
 
 
-def cpu_runtime(settings: Settings) -> CpuRuntime:
+def cpu_runtime(settings: Settings, *, make_decoder: Callable[[MediaLimits], Decoder] = Decoder) -> CpuRuntime:
     """Everything one child of a cpu worker owns."""
     database = Database(settings.database_url, pool_size=2, application_name=worker_name("cpu"))
     blobs = blob_store(settings)
@@ -131,7 +132,7 @@ def cpu_runtime(settings: Settings) -> CpuRuntime:
         find_upload=find_upload,
         rules=rules,
     )
-    decoder = Decoder(limits)
+    decoder = make_decoder(limits)
     return CpuRuntime(
         database=database,
         plan_tools=PlanTools(
@@ -140,6 +141,7 @@ def cpu_runtime(settings: Settings) -> CpuRuntime:
             find_upload=find_upload,
             rules=rules,
             max_items=settings.max_planned_items,
+            keep_inline=lambda spec, medium: keep_inline(database, blobs, spec.tenant_id, medium),
         ),
         paginate_tools=PaginateTools(fetch=opener.open, decoder=decoder),
         prepare_tools=PrepareTools(

@@ -48,6 +48,8 @@ class StackOptions:
     """How much is started. `api_port` 0: a free one. `durable`: whether the servers survive a power cut.
 
     `samples`: whether tenants may read the bucket of samples on an S3 server that is not the embedded one.
+    `modules`: what runs in place of a role's own module. `adapt`: given a program's name and the common environment,
+    what this program gets on top of it. `most_deaths`: see `Supervisor`.
     """
 
     api_port: int = 0
@@ -59,6 +61,9 @@ class StackOptions:
     engine_slots: int = 8
     dispatchers: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
+    modules: Mapping[str, str] = field(default_factory=dict)
+    adapt: Callable[[str, Mapping[str, str]], Mapping[str, str]] = lambda _name, _environment: {}
+    most_deaths: int = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +135,7 @@ class Stack:
 
     def _start(self, timeout: float) -> Addresses:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.supervisor = Supervisor(self.folder / "logs")
+        self.supervisor = Supervisor(self.folder / "logs", most_deaths=self.options.most_deaths)
         model, trained = self._model()
         self._start_servers(self.supervisor)
         self.environment |= {
@@ -263,13 +268,14 @@ class Stack:
                 name = role if count == 1 else f"{role}-{number + 1}"
                 port = api_port if role == "api" else free_port()
                 variable = "BATCHSIGHT_API_PORT" if role == "api" else "BATCHSIGHT_HEALTH_PORT"
-                module = "api" if role == "api" else f"workers.{role}"
+                module = options.modules.get(role) or ("api" if role == "api" else f"workers.{role}")
+                adapted = options.adapt(name, self.environment)
                 self._health[name] = f"http://127.0.0.1:{port}/{'readyz' if role == 'api' else 'healthz'}"
                 supervisor.start(
                     Program(
                         name=name,
                         command=(sys.executable, "-m", module),
-                        environment={**self.environment, variable: str(port)},
+                        environment={**self.environment, variable: str(port), **adapted},
                     )
                 )
                 self.programs.append(name)
