@@ -1,0 +1,154 @@
+"""What became of everything: read from the database alone, compared with what had to become of it."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipelines.jobs.states import ITEM_TERMINAL, JOB_TERMINAL
+from pipelines.store.session import Database
+from tests.chaos.load import Wanted, expected_media_hash
+
+_TERMINAL = {str(state) for state in ITEM_TERMINAL}
+_JOB_TERMINAL = {str(state) for state in JOB_TERMINAL}
+_LEAST_ATTEMPTS = 2  # one claim to prepare, one to answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A job that was answered with a 2xx. `cancelled`: its items may end cancelled."""
+
+    label: str
+    job_id: uuid.UUID
+    wanted: Mapping[str, Wanted]
+    cancelled: bool = False
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """Counts of items. The first block must be zero; each entry of `broken` is a promise that was not kept."""
+
+    lost: int = 0
+    duplicated: int = 0
+    unexpected: int = 0
+    wrong_medium: int = 0
+    wrong_end: int = 0
+    wrong_attempt: int = 0
+    wrong_counters: int = 0
+    unfinished_jobs: int = 0
+    accepted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    recovered: int = 0
+    attempts: int = 0
+    repeated_work: int = 0
+    zombies_rejected: int = 0
+    terminal_changes_refused: int = 0
+    recovery_p50: float = 0.0
+    recovery_p99: float = 0.0
+    codes: dict[str, int] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: Path | None = None) -> Ledger:
+    """Compare the database with what was accepted."""
+    ledger = Ledger()
+    known = {job.job_id for job in accepted}
+    with database.begin() as conn:
+        strays = conn.exec_driver_sql("SELECT id FROM jobs").scalars().all()
+        recoveries = _recoveries(conn)
+    for stray in set(strays) - known:
+        ledger.unexpected += 1
+        ledger.broken.append(f"job {stray} was accepted twice, or never submitted")
+    for job in accepted:
+        _check_job(database, job, ledger, tile)
+    if recoveries:
+        ledger.recovery_p50 = round(statistics.median(recoveries), 2)
+        ledger.recovery_p99 = round(sorted(recoveries)[int(0.99 * (len(recoveries) - 1))], 2)
+    if logs is not None:
+        text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs.glob("*.log")))
+        ledger.zombies_rejected = len(re.findall(r'"event": ?"zombie_write_rejected"', text))
+        ledger.terminal_changes_refused = len(re.findall(r"terminal row of \w+ changed", text))
+        if ledger.terminal_changes_refused:
+            ledger.broken.append("something tried to change a terminal row")
+    return ledger
+
+
+def _recoveries(conn: Any) -> list[float]:
+    if conn.exec_driver_sql("SELECT to_regclass('chaos_recoveries')").scalar_one() is None:
+        return []
+    took = "SELECT extract(epoch FROM claimed - contact) FROM chaos_recoveries WHERE claimed IS NOT NULL"
+    return [float(value) for value in conn.exec_driver_sql(took).scalars()]
+
+
+def _check_job(database: Database, job: Accepted, ledger: Ledger, tile: int) -> None:
+    with database.begin() as conn:
+        rows = conn.exec_driver_sql(
+            "SELECT i.seq, i.state, i.attempt, i.losses, i.error_code, d.name, r.attempt AS made_by, r.media_hash,"
+            " r.text FROM items i JOIN documents d USING (job_id, doc) LEFT JOIN results r USING (job_id, seq)"
+            " WHERE i.job_id = %s",
+            (job.job_id,),
+        ).all()
+        state = conn.exec_driver_sql("SELECT state FROM jobs WHERE id = %s", (job.job_id,)).scalar_one_or_none()
+        counts = conn.exec_driver_sql("SELECT counts FROM job_progress WHERE job_id = %s", (job.job_id,)).scalar()
+    if state not in _JOB_TERMINAL:
+        ledger.unfinished_jobs += 1
+        ledger.broken.append(f"{job.label} is {state}")
+    names = Counter(PurePosixPath(row.name).name for row in rows)
+    ledger.accepted += len(job.wanted)
+    missing = 0 if job.cancelled else len(set(job.wanted) - set(names))  # what a cancel left unplanned is not owed
+    ledger.lost += missing + sum(row.state not in _TERMINAL for row in rows)
+    ledger.duplicated += sum(count - 1 for count in names.values())
+    ledger.unexpected += sum(name not in job.wanted for name in names)
+    if counts is not None:
+        actual = Counter(row.state for row in rows)
+        if {key: value for key, value in counts.items() if value} != dict(actual):
+            ledger.wrong_counters += 1
+            ledger.broken.append(f"{job.label} counts {counts}, but has {dict(actual)}")
+    for row in rows:
+        wanted = job.wanted.get(PurePosixPath(row.name).name)
+        if wanted is not None:
+            _check_item(row, wanted, job, ledger, tile)
+    if ledger.lost or ledger.duplicated or ledger.unexpected:
+        ledger.broken.append(f"{job.label}: lost, duplicated or unexpected items so far")
+
+
+def _check_item(row: Any, wanted: Wanted, job: Accepted, ledger: Ledger, tile: int) -> None:
+    ledger.attempts += row.attempt
+    where = f"{job.label} {row.name}"
+    if (row.made_by is None) is (row.state == "succeeded") or row.made_by not in {None, row.attempt}:
+        ledger.wrong_attempt += 1
+        ledger.broken.append(f"{where}: {row.state} at attempt {row.attempt}, result of attempt {row.made_by}")
+    match row.state:
+        case "succeeded":
+            ledger.succeeded += 1
+            ledger.recovered += row.losses > 0
+            ledger.repeated_work += max(0, row.attempt - _LEAST_ATTEMPTS)
+            media_hash = expected_media_hash(wanted.colour, tile)
+            if row.media_hash != media_hash or f"media {media_hash}" not in row.text:
+                ledger.wrong_medium += 1
+                ledger.broken.append(f"{where}: the answer is about another medium")
+            right = wanted.code is None
+        case "failed":
+            ledger.failed += 1
+            ledger.codes[row.error_code] = ledger.codes.get(row.error_code, 0) + 1
+            right = row.error_code == wanted.code
+        case "cancelled":
+            ledger.cancelled += 1
+            right = job.cancelled
+        case _:
+            right = False
+    if not right:
+        ledger.wrong_end += 1
+        ledger.broken.append(f"{where}: {row.state} {row.error_code}, {row.losses} losses; wanted {wanted.code}")

@@ -1,0 +1,120 @@
+"""The load: flat pictures of distinct colours, some poisoned, and what each must end in.
+
+A flat picture stays flat whatever its size, so the hash that its answer must carry is known without asking the decoder.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipelines.media.pack import TilePack
+from pipelines.steps.prepare import media_hash_of
+from tests.chaos.operations import MARK
+
+DECODER_POISON = {"segfault": "decoder_crashed", "hang": "decode_timed_out", "memory": "decoder_out_of_memory"}
+ENGINE_POISON = {"memory": "worker_out_of_memory", "exit": "internal_error", "segfault": "worker_lost"}
+LOST = "worker_lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How an item must end: succeeded over this medium, or failed with this code."""
+
+    colour: tuple[int, int, int]
+    code: str | None = None
+    prompt: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedJob:
+    """One job to submit; `wanted` by the name of the document."""
+
+    label: str
+    tenant: int
+    kind: str
+    source: Mapping[str, Any]
+    parameters: Mapping[str, Any]
+    wanted: Mapping[str, Wanted]
+    cancelled: bool = False
+
+
+@dataclass
+class Load:
+    """Pictures are written below `bucket`, a folder that S3 serves as the bucket of this name."""
+
+    bucket: Path
+    seed: int
+    _colours: list[int] = field(default_factory=list)
+
+    def jobs(self, items: int, *, poison: int) -> list[PlannedJob]:
+        """`items` over six jobs, `poison` of each sort; and one small job that will be cancelled."""
+        draw = random.Random(self.seed)
+        each = items // 6
+        self._colours = draw.sample(range(1 << 24), items + each)
+        jobs = [self._job(draw, number, each, poison if number < 2 else 0) for number in range(6)]
+        return [*jobs, self._job(draw, 6, each, 0, cancelled=True)]
+
+    def _job(self, draw: random.Random, number: int, size: int, poison: int, *, cancelled: bool = False) -> PlannedJob:
+        """Jobs 0, 3, 6 are prefixes of OCR; 1, 4 manifests of OCR with a prompt each; 2, 5 lists for chat."""
+        label = f"job-{number}"
+        names = [f"{label}-{index:06d}.png" for index in range(size)]
+        sorts = [DECODER_POISON, ENGINE_POISON][number] if poison else {}
+        bad = draw.sample(names, poison * len(sorts))
+        poisons = dict(zip(bad, list(sorts) * poison, strict=True))
+        folder = self.bucket / label
+        folder.mkdir(parents=True, exist_ok=True)
+        wanted: dict[str, Wanted] = {}
+        for name in names:
+            value = self._colours.pop()
+            colour = (value >> 16, value >> 8 & 255, value & 255)
+            sort = poisons.get(name)
+            prompt = f"chaos:{sort} {name}" if sort and number == 1 else f"What is on {name}?"
+            wanted[name] = Wanted(colour=colour, code=sorts.get(sort or ""), prompt=prompt)
+            data = _png(colour) + (MARK + sort.encode() if sort and number == 0 else b"")
+            folder.joinpath(name).write_bytes(data)
+        url = f"s3://{self.bucket.name}/{label}/"
+        kind, parameters, source = _request(number % 3, url, wanted)
+        return PlannedJob(
+            label=label,
+            tenant=number % 2,
+            kind=kind,
+            source=source,
+            parameters=parameters,
+            wanted=wanted,
+            cancelled=cancelled,
+        )
+
+
+def expected_media_hash(colour: tuple[int, int, int], tile: int) -> str:
+    """What binds an answer to a flat picture of this colour."""
+    tiles = np.empty((1, tile, tile, 3), np.uint8)
+    tiles[:] = colour
+    return media_hash_of(TilePack.of(tiles, (1,)))
+
+
+def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    if shape == 0:
+        return "ocr", {}, {"type": "prefix", "url": url}
+    entries: list[dict[str, Any]] = [{"url": url + name, "id": name} for name in wanted]
+    if shape == 1:
+        for entry in entries:
+            entry["parameters"] = {"prompt": wanted[entry["id"]].prompt}
+        inline = "\n".join(json.dumps(entry) for entry in entries)
+        return "ocr", {}, {"type": "manifest", "format": "jsonl", "inline": inline}
+    messages = [{"role": "user", "content": "What is this?"}]
+    return "chat", {"messages": messages}, {"type": "media", "media": entries}
+
+
+def _png(colour: tuple[int, int, int]) -> bytes:
+    out = BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, "PNG")
+    return out.getvalue()

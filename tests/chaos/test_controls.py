@@ -1,0 +1,78 @@
+"""The proof can fail: plain Celery loses on the same harm, and without fencing the ledger does not balance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import text
+
+from pipelines.jobs.outcomes import Succeeded
+from pipelines.media.pack import TilePack
+from pipelines.steps.prepare import media_hash_of
+from pipelines.store import completions
+from pipelines.store.session import Database
+from tests.chaos.celery_control import run_control
+from tests.chaos.ledger import Accepted, Ledger, check
+from tests.chaos.load import Wanted
+from tests.integration.store.world import World, prepared, result
+
+TILE = 8
+COLOUR = (1, 2, 3)
+
+
+@pytest.mark.chaos
+def test_plain_acks_late_celery_loses_what_redis_forgets(tmp_path: Path) -> None:
+    report = run_control(tmp_path, items=300, kills=1, flush=True)
+    assert report["left_at_flush"] > 0
+    assert report["lost"] > 0
+
+
+@pytest.mark.parametrize("column", ["succeeded", "inferring"])
+def test_a_late_write_is_rejected(database: Database, column: str) -> None:
+    assert _late_write(database, second_is_done=column == "succeeded").broken == []
+
+
+def test_without_fencing_the_ledger_does_not_balance(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    unfenced = str(completions._SUCCEED)
+    for condition in ("i.attempt = entry.attempt AND ", "AND i.attempt = locked.attempt "):
+        assert condition in unfenced
+        unfenced = unfenced.replace(condition, "")
+    unfenced = unfenced.replace("JOIN entry USING (job_id, seq, attempt)", "JOIN entry USING (job_id, seq)")
+    unfenced = unfenced.replace(
+        "SELECT job_id, seq, attempt, entry.text", "SELECT job_id, seq, entry.attempt, entry.text"
+    )
+    unfenced = unfenced.replace(
+        "SELECT job_id, seq, done.tenant_id, attempt,", "SELECT job_id, seq, done.tenant_id, entry.attempt,"
+    )
+    monkeypatch.setattr(completions, "_SUCCEED", text(unfenced))
+    ledger = _late_write(database, second_is_done=False)
+    assert ledger.wrong_attempt == 1
+    assert ledger.broken
+
+
+def _late_write(database: Database, *, second_is_done: bool) -> Ledger:
+    """The first engine freezes past its lease, a second takes the item, and then the first hands in its answer."""
+    world = World(database)
+    tenant = world.tenant()
+    job = world.job(tenant, 1)
+    (item,) = world.claim(job, [0])
+    world.complete((item, prepared()))
+    (first,) = world.claim_ready(job, [0])
+    world.rows(
+        "UPDATE items SET state = 'ready', losses = 1, lease_until = NULL, enqueued_at = now() WHERE job_id = %(job)s RETURNING 1",
+        job=job,
+    )
+    (second,) = world.claim_ready(job, [0], worker="second")
+    colour_hash = media_hash_of(TilePack.of(np.full((1, TILE, TILE, 3), COLOUR, np.uint8), (1,)))
+    answer = Succeeded(result=result(f"media {colour_hash}", media_hash=colour_hash))
+    if second_is_done:
+        assert world.complete((second, answer))
+    world.complete((first, answer))
+    if not second_is_done:
+        world.complete((second, answer))
+    world.rows("UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = %(job)s RETURNING 1", job=job)
+    world.rows("UPDATE job_progress SET counts = '{\"succeeded\": 1}' WHERE job_id = %(job)s RETURNING 1", job=job)
+    wanted = {"page 0": Wanted(colour=COLOUR)}
+    return check(database, [Accepted(label="job", job_id=job, wanted=wanted)], tile=TILE)
