@@ -11,7 +11,7 @@ from api import documentation, errors
 from api.lifespan import lifespan
 from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
-from api.openai import chat, models
+from api.openai import batches, chat, models
 from api.routes import admin, events, files, health, items, jobs, kinds, results, usage
 from pipelines.settings import Settings
 
@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan(chosen, metrics),
     )
-    for resource in (jobs, items, results, events, files, kinds, usage, chat, models, admin, health):
+    for resource in (jobs, items, results, events, files, kinds, usage, chat, batches, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)
     documentation.install(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import uuid
@@ -57,7 +58,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, health_check_interval=15)
     try:
         async with watch.running():
-            yield Services(
+            made = Services(
                 settings=settings,
                 database=database,
                 blobs=connect(
@@ -79,6 +80,10 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                 threads=threads,
                 hint_threads=anyio.CapacityLimiter(_HINTS),
             )
+            try:
+                yield made
+            finally:
+                await asyncio.gather(*made.tasks, return_exceptions=True)
     finally:
         await limiter.close()
         await redis.aclose()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -46,6 +47,7 @@ class Services:
     metrics: Metrics
     threads: anyio.CapacityLimiter
     hint_threads: anyio.CapacityLimiter
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def submit_rules(self) -> SubmitRules:
@@ -63,6 +65,12 @@ class Services:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work that is not a transaction (the blob store) on a thread."""
         return await anyio.to_thread.run_sync(work)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do work that nobody waits for; what is undone when the process ends must be found again by itself."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def hint_plan(self, job_id: uuid.UUID, *, interactive: bool) -> None:
         """Tell a worker of a committed job. Redis may be away: the dispatcher finds the job in any case."""

@@ -160,6 +160,8 @@ def _source(source: dict[str, Any]) -> dict[str, Any]:
         case "files":
             ids = [show_url(f"upload:{entry}") for entry in source["file_ids"][:_SHOWN]]
             return {"type": "files", "file_ids": ids, "count": len(source["file_ids"])}
+        case "batch":
+            return {"type": "batch", "file_id": show_url(source["url"]), "count": source["lines"]}
         case "manifest" if "inline" in source:
             text = source["inline"]
             return {**source, "inline": text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}…"}

@@ -24,21 +24,19 @@ from api.dependencies import JobsWrite, ServicesDep
 from api.documentation import PROBLEMS, problems
 from api.errors import body_of, status_of
 from api.jsonbody import StrictRoute
-from api.openai.conversation import Conversation, InlineMedium, conversation_of
 from api.openai.models import require_model
 from api.openai.pieces import Pieces, Spoken, subscribed
-from api.openai.schemas import ChatRequest
 from api.services import Services
-from api.uploads import blob_key
 from pipelines.control import cancel, query
 from pipelines.control.query import ResultView
 from pipelines.jobs.errors import BatchsightError, JobNotCancellable, ServiceUnavailable
 from pipelines.jobs.ids import uuid7
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState
+from pipelines.steps.chat_request import ChatRequest
+from pipelines.steps.conversation import Conversation, InlineMedium, conversation_of
+from pipelines.steps.inline import keep_inline
 from pipelines.steps.submit import Submission, submit
-from pipelines.store import files
-from pipelines.store.files import NewFile
 from pipelines.store.tenants import Principal
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute, responses=PROBLEMS)
@@ -46,7 +44,6 @@ router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute, respo
 _log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 1.0  # between looks at the database while nothing is heard
 _LONGEST = timedelta(minutes=10)
-_INLINE_KEPT = timedelta(days=1)
 _FINISH = {"length": "length"}
 
 
@@ -117,7 +114,7 @@ async def create_chat_completion(
 async def _submit(services: Services, asked: Asked, conversation: Conversation, *, stream: bool) -> None:
     tenant = asked.caller.tenant
     stored = [
-        await _stored(services, asked.caller, medium) if isinstance(medium, InlineMedium) else medium
+        await _kept(services, asked.caller, medium) if isinstance(medium, InlineMedium) else medium
         for medium in conversation.media
     ]
     source = {"type": "media", "media": [{"url": url} for url in stored]} if stored else {"type": "none"}
@@ -133,28 +130,8 @@ async def _submit(services: Services, asked: Asked, conversation: Conversation, 
     await services.hint_plan(asked.job_id, interactive=True)
 
 
-async def _stored(services: Services, caller: Principal, medium: InlineMedium) -> str:
-    """Inline bytes become a file of the tenant's, for a day: workers read files, not requests."""
-    file_id = uuid7()
-    key = blob_key(caller.tenant_id, file_id)
-    stat = await services.in_thread(lambda: services.blobs.put(key, medium.data))
-    new = NewFile(
-        file_id=file_id,
-        tenant_id=caller.tenant_id,
-        filename=medium.name,
-        purpose="vision",
-        blob_key=key,
-        size=stat.size,
-        sha256=stat.sha256 or "",
-        media_type=medium.mime,
-        expires_at=datetime.now(UTC) + _INLINE_KEPT,
-    )
-    try:
-        await services.transact(lambda conn: files.insert(conn, new))
-    except BaseException:
-        await services.in_thread(lambda: services.blobs.delete(key))
-        raise
-    return f"upload:{file_id}"
+async def _kept(services: Services, caller: Principal, medium: InlineMedium) -> str:
+    return await services.in_thread(lambda: keep_inline(services.database, services.blobs, caller.tenant_id, medium))
 
 
 async def _unless_gone(request: Request, services: Services, asked: Asked, pieces: Pieces) -> ResultView:

@@ -21,6 +21,7 @@ from pipelines.jobs.errors import (
     InvalidParameter,
     MediaNotFound,
     RequestTooLarge,
+    RetryClass,
     SourceDisabled,
     UnsupportedMedia,
 )
@@ -31,6 +32,8 @@ from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
 from pipelines.media.manifest import ManifestEntry, ManifestError, ManifestFormat, read_manifest
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.batch_file import BatchLine, BatchProblem, chat_request_of, read_batch
+from pipelines.steps.conversation import InlineMedium, conversation_of
 from pipelines.steps.sources import FindUpload, pinned
 from pipelines.store.jobs import FailedAtPlan, NeedsPaging, PlannedDocument, Single
 
@@ -55,6 +58,14 @@ class PlanBatch:
 OpenManifest = Callable[[JobSpec, Mapping[str, Any]], AbstractContextManager[Iterable[bytes]]]
 
 
+KeepInline = Callable[[JobSpec, InlineMedium], str]
+"""Stores bytes that came inside a request as a file of the tenant's; its `upload:` address."""
+
+
+def _refuse_inline(spec: JobSpec, medium: InlineMedium) -> str:
+    raise SourceDisabled(f"{medium.name} cannot be stored for the job {spec.job_id}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanTools:
     """What PLAN needs. `objects` is None where no S3 is configured."""
@@ -65,6 +76,7 @@ class PlanTools:
     rules: Callable[[JobSpec], AccessRules]
     max_items: int = 1_000_000
     batch: int = field(default=BATCH)
+    keep_inline: KeepInline = field(default=_refuse_inline)
 
 
 def batches(spec: JobSpec, cursor: Mapping[str, Any] | None, tools: PlanTools) -> Iterator[PlanBatch]:
@@ -83,6 +95,8 @@ def batches(spec: JobSpec, cursor: Mapping[str, Any] | None, tools: PlanTools) -
             entries = planner.from_media([{"url": f"upload:{file_id}"} for file_id in source["file_ids"]])
         case "manifest":
             entries = planner.from_manifest(source)
+        case "batch":
+            entries = planner.from_batch(source)
         case "none":
             entries = planner.from_media([{}])
         case other:
@@ -164,6 +178,33 @@ class _Planner:
                     yield _failed(f"line {entry.line}", entry.error), cursor
                 else:
                     yield self._checked(_as_entry(entry)), cursor
+
+    def from_batch(self, source: Mapping[str, Any]) -> Iterator[Step]:
+        start = int(self._cursor.get("line", 0))
+        with self._tools.open_manifest(self._spec, source) as chunks:
+            for line in read_batch(chunks):
+                if (line.number or 0) > start:
+                    yield self._conversation(line), {"line": line.number}
+
+    def _conversation(self, line: BatchLine | BatchProblem) -> PlannedDocument:
+        if isinstance(line, BatchProblem):  # the api found none; the file is what it was
+            return _failed(f"line {line.number}", InvalidParameter(line.message))
+        metadata = {"line": line.number}
+        try:
+            conversation = conversation_of(chat_request_of(line.body))
+            urls = [
+                self._tools.keep_inline(self._spec, medium) if isinstance(medium, InlineMedium) else medium
+                for medium in conversation.media
+            ]
+            media = tuple(self._resolve(url)[1] for url in urls)
+            self._kind.validate({**self._spec.parameters, **conversation.parameters})
+        except BatchsightError as error:
+            if error.retry is not RetryClass.PERMANENT:
+                raise
+            return _failed(line.custom_id, error, metadata)
+        return PlannedDocument(
+            name=line.custom_id, media=media, overrides=conversation.parameters, metadata=metadata, items=Single()
+        )
 
     def _many(self, entries: list[Mapping[str, Any]]) -> PlannedDocument:
         entries = [entry for entry in entries if entry]

@@ -111,12 +111,11 @@ def _check_source(
                 allow(S3Address(bucket=pattern.bucket, key=pattern.prefix), access)
             return 1
         case "manifest":
-            if "url" in source:
-                url = str(source["url"])
-                if url.startswith("http"):
-                    raise InvalidParameter("a manifest must lie in S3 or be uploaded", param="source.url")
-                _check_urls(conn, tenant, [("source.url", url)], access)
+            _check_manifest(conn, tenant, source, access)
             return 1
+        case "batch":
+            _check_urls(conn, tenant, [("input_file_id", str(source["url"]))], access)
+            return int(source["lines"])
         case "files":
             entries = [(f"source.file_ids.{n}", f"upload:{entry}") for n, entry in enumerate(source["file_ids"])]
         case "media":
@@ -134,6 +133,14 @@ def _check_source(
             with _at(f"source.media.{index}", keep=True):
                 kind.validate({**parameters, **entry["parameters"]})
     return 1 if kind.many_media else len(entries)
+
+
+def _check_manifest(conn: Connection, tenant: Tenant, source: Mapping[str, Any], access: AccessRules) -> None:
+    url = str(source.get("url", ""))
+    if url.startswith("http"):
+        raise InvalidParameter("a manifest must lie in S3 or be uploaded", param="source.url")
+    if url:
+        _check_urls(conn, tenant, [("source.url", url)], access)
 
 
 def _check_urls(conn: Connection, tenant: Tenant, entries: Sequence[tuple[str, str]], access: AccessRules) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api.openai.schemas import ChatMessage, ChatRequest, ImagePart, TextPart, VideoPart
 from pipelines.jobs.errors import InvalidParameter
+from pipelines.steps.chat_request import ChatMessage, ChatRequest, ImagePart, TextPart, VideoPart
 
 _DATA = re.compile(r"\Adata:(?P<mime>[\w.+-]+/[\w.+-]+);base64,(?P<body>.*)\Z", re.DOTALL)
 _FRAMES = "video/jpeg"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from api.schemas.base import Request
+from pydantic import BaseModel, ConfigDict, Field
 
 Text = Annotated[str, Field(max_length=1_000_000)]
+
+
+class Request(BaseModel):
+    """Unknown fields are errors; `true` is no number and `"6"` neither."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TextPart(Request):
