@@ -1,4 +1,4 @@
-"""Joins the language model's small steps on a GPU: one matmul for queries, keys and values, one for gate and up.
+"""Joins the model's small steps on a GPU: a norm in one kernel, one matmul for queries, keys, values.
 
 The arithmetic stays that of the native modules, whose place these take after loading; on a CPU the native modules run.
 """
@@ -16,7 +16,18 @@ from pipelines.engine.triton_fused import rms_norm, rotate_and_write, silu_gate
 
 
 def fuse(model: Any) -> None:
-    """Replace norms, attention and feed-forward of the language layers; int8 layers keep their matmuls apart."""
+    """Replace the norms of the model, and attention and feed-forward of its language layers.
+
+    int8 layers keep their matmuls apart. The tower's matmuls are large enough to stand alone, but its four norms a
+    layer would read and write their rows a dozen times.
+    """
+    for layer in model.model.vision_tower.encoder.layer:
+        layer.layernorm_before = FusedNorm(layer.layernorm_before)
+        layer.layernorm_after = FusedNorm(layer.layernorm_after)
+        for name in ("q_norm", "k_norm"):
+            norm = getattr(layer.attention, name)
+            if not isinstance(norm, nn.Identity):
+                setattr(layer.attention, name, FusedNorm(norm))
     text = model.model.language_model
     text.norm = FusedNorm(text.norm)
     for layer in text.layers:
