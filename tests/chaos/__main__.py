@@ -30,6 +30,7 @@ def main() -> int:
         minutes=chosen.minutes,
         kills=chosen.kills,
         poison=chosen.poison or max(1, chosen.items // 600),
+        engine_seconds=0.2,
         pause=max(1.0, chosen.items / 4_000),
     )
     report = run(plan, folder)

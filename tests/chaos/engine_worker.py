@@ -11,9 +11,6 @@ from pipelines.engine.types import Engine, EngineRequest, Handle, OnText
 from pipelines.settings import Settings
 from workers.lifecycle import run_gpu_worker
 
-SECONDS = 0.02
-"""What one answer takes: long enough that a kill finds slots occupied."""
-
 
 class PoisonedEngine(FakeEngine):
     """The fake engine; a marked question does to this process what it says."""
@@ -30,7 +27,8 @@ class PoisonedEngine(FakeEngine):
 
 
 def _load(settings: Settings) -> Engine:
-    return PoisonedEngine(FakeOptions(model=settings.model_name, slots=settings.engine_slots, seconds=SECONDS))
+    seconds = float(os.environ["CHAOS_ENGINE_SECONDS"])
+    return PoisonedEngine(FakeOptions(model=settings.model_name, slots=settings.engine_slots, seconds=seconds))
 
 
 def main() -> int:

@@ -108,9 +108,14 @@ def _check_job(database: Database, job: Accepted, ledger: Ledger, tile: int) -> 
     names = Counter(PurePosixPath(row.name).name for row in rows)
     ledger.accepted += len(job.wanted)
     missing = 0 if job.cancelled else len(set(job.wanted) - set(names))  # what a cancel left unplanned is not owed
-    ledger.lost += missing + sum(row.state not in _TERMINAL for row in rows)
-    ledger.duplicated += sum(count - 1 for count in names.values())
-    ledger.unexpected += sum(name not in job.wanted for name in names)
+    lost = missing + sum(row.state not in _TERMINAL for row in rows)
+    duplicated = sum(count - 1 for count in names.values())
+    unexpected = sum(name not in job.wanted for name in names)
+    if lost or duplicated or unexpected:
+        ledger.broken.append(f"{job.label}: {lost} lost, {duplicated} duplicated, {unexpected} unexpected")
+    ledger.lost += lost
+    ledger.duplicated += duplicated
+    ledger.unexpected += unexpected
     if counts is not None:
         actual = Counter(row.state for row in rows)
         if {key: value for key, value in counts.items() if value} != dict(actual):
@@ -120,8 +125,6 @@ def _check_job(database: Database, job: Accepted, ledger: Ledger, tile: int) -> 
         wanted = job.wanted.get(PurePosixPath(row.name).name)
         if wanted is not None:
             _check_item(row, wanted, job, ledger, tile)
-    if ledger.lost or ledger.duplicated or ledger.unexpected:
-        ledger.broken.append(f"{job.label}: lost, duplicated or unexpected items so far")
 
 
 def _check_item(row: Any, wanted: Wanted, job: Accepted, ledger: Ledger, tile: int) -> None:

@@ -61,10 +61,10 @@ class Load:
         each = items // 6
         self._colours = draw.sample(range(1 << 24), items + each)
         jobs = [self._job(draw, number, each, poison if number < 2 else 0) for number in range(6)]
-        return [*jobs, self._job(draw, 6, each, 0, cancelled=True)]
+        return [self._job(draw, 6, each, 0, cancelled=True), *jobs]
 
     def _job(self, draw: random.Random, number: int, size: int, poison: int, *, cancelled: bool = False) -> PlannedJob:
-        """Jobs 0, 3, 6 are prefixes of OCR; 1, 4 manifests of OCR with a prompt each; 2, 5 lists for chat."""
+        """Jobs 0, 3, 6 are prefixes of OCR; 1, 4 manifests of OCR with a prompt each; 2, 5 lists for captions."""
         label = f"job-{number}"
         names = [f"{label}-{index:06d}.png" for index in range(size)]
         sorts = [DECODER_POISON, ENGINE_POISON][number] if poison else {}
@@ -107,11 +107,10 @@ def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, d
     entries: list[dict[str, Any]] = [{"url": url + name, "id": name} for name in wanted]
     if shape == 1:
         for entry in entries:
-            entry["parameters"] = {"prompt": wanted[entry["id"]].prompt}
+            entry["overrides"] = {"prompt": wanted[entry["id"]].prompt}
         inline = "\n".join(json.dumps(entry) for entry in entries)
         return "ocr", {}, {"type": "manifest", "format": "jsonl", "inline": inline}
-    messages = [{"role": "user", "content": "What is this?"}]
-    return "chat", {"messages": messages}, {"type": "media", "media": entries}
+    return "caption", {}, {"type": "media", "media": entries}
 
 
 def _png(colour: tuple[int, int, int]) -> bytes:

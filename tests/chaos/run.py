@@ -24,7 +24,7 @@ from tests.chaos.ledger import Accepted, Ledger, check
 from tests.chaos.load import Load, PlannedJob
 from tests.chaos.world import World
 
-_CANCEL_AFTER = 2.0
+_CANCEL_AFTER = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Plan:
     poison: int = 1
     kills: int = 0
     pause: float = 1.0
+    engine_seconds: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class _Submission:
 def run(plan: Plan, folder: Path) -> Report:
     """Run the plan below `folder`, which must be empty."""
     draw = random.Random(plan.seed)
-    with World(folder / "stack") as world:
+    with World(folder / "stack", engine_seconds=plan.engine_seconds) as world:
         jobs = Load(world.bucket, plan.seed).jobs(plan.items, poison=plan.poison)
         time.sleep(1.5)  # the server's listings are a second old at most
         meter = _Meter(world)

@@ -61,7 +61,8 @@ def _late_write(database: Database, *, second_is_done: bool) -> Ledger:
     world.complete((item, prepared()))
     (first,) = world.claim_ready(job, [0])
     world.rows(
-        "UPDATE items SET state = 'ready', losses = 1, lease_until = NULL, enqueued_at = now() WHERE job_id = %(job)s RETURNING 1",
+        "UPDATE items SET state = 'ready', losses = 1, lease_until = NULL, enqueued_at = now()"
+        " WHERE job_id = %(job)s RETURNING 1",
         job=job,
     )
     (second,) = world.claim_ready(job, [0], worker="second")

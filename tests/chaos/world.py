@@ -33,6 +33,7 @@ SETTINGS = {
     "BATCHSIGHT_DECODE_MEMORY_BYTES": str(700 * 1024 * 1024),
     "BATCHSIGHT_DRAIN_SECONDS": "3",
     "BATCHSIGHT_DISPATCH_WINDOW": "32",
+    "BATCHSIGHT_READY_ITEMS": "32",  # so that there is something to prepare until the end
     "BATCHSIGHT_RATE_LIMIT_PER_MINUTE": "100000",
 }
 CLOCK_SKEW = 7_200.0
@@ -63,9 +64,12 @@ CREATE TRIGGER chaos_note AFTER UPDATE ON items FOR EACH ROW
 
 
 class World:
-    """The stack, two tenants' clients, and direct connections of the harness. A context manager."""
+    """The stack, two tenants' clients, and direct connections of the harness. A context manager.
 
-    def __init__(self, folder: Path) -> None:
+    `engine_seconds`: what one answer takes; long enough that work is left until the last fault.
+    """
+
+    def __init__(self, folder: Path, *, engine_seconds: float) -> None:
         self.s3 = S3Proxy()
         self.postgres = PostgresProxy()
         modules = {"cpu": "tests.chaos.cpu_worker", "gpu": "tests.chaos.engine_worker"}
@@ -76,7 +80,7 @@ class World:
             engine_workers=2,
             engine_slots=8,
             dispatchers=2,
-            environment=SETTINGS,
+            environment={**SETTINGS, "CHAOS_ENGINE_SECONDS": str(engine_seconds)},
             modules=modules,
             adapt=self._adapt,
             most_deaths=1_000,

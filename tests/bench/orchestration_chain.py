@@ -1,0 +1,64 @@
+"""The yardstick of the throughput bench: two Celery tasks in a chain, results in Redis."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from celery import Celery
+
+
+def create_chain_app(environment: Mapping[str, str]) -> Celery:
+    """The application of the sender and of both workers."""
+    url = environment["REDIS_URL"].rsplit("/", 1)[0] + "/1"
+    app = Celery("chain", broker=url, backend=url)
+    app.conf.update(
+        task_acks_late=True,
+        worker_prefetch_multiplier=4,
+        task_routes={"chain.first": {"queue": "first"}, "chain.second": {"queue": "second"}, "chain.both": "first"},
+        broker_connection_retry_on_startup=True,
+    )
+    clients: dict[int, Any] = {}
+
+    def read(bucket: str, key: str) -> int:
+        if os.getpid() not in clients:
+            clients[os.getpid()] = boto3.client(
+                "s3",
+                endpoint_url=environment["S3_ENDPOINT_URL"],
+                region_name="us-east-1",
+                aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+                config=Config(s3={"addressing_style": "path"}),
+            )
+        return len(clients[os.getpid()].get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    app.task(name="chain.first")(read)
+    app.task(name="chain.both")(read)
+
+    @app.task(name="chain.second")
+    def second(size: int) -> str:
+        return f"an answer to {size} bytes"
+
+    return app
+
+
+def main() -> None:
+    """Serve one queue."""
+    queue, pool, concurrency = sys.argv[1:]
+    create_chain_app(os.environ).Worker(
+        pool=pool,
+        concurrency=int(concurrency),
+        queues=[queue],
+        hostname=f"{queue}@chain",
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+    ).start()
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    main()

@@ -1,0 +1,70 @@
+"""What the orchestration benches share: a stack with the deterministic engine and tiny pictures, and a table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from deploy.local.stack import SAMPLES_BUCKET, Stack, StackOptions
+
+Figures = Mapping[str, Any]
+
+
+def engine_stack(folder: Path, *, slots: int = 64, processes: int = 2) -> Stack:
+    """Servers, api, one cpu worker, one engine worker that answers at once, one dispatcher."""
+    environment = {
+        "BATCHSIGHT_ENGINE": "fake",
+        "BATCHSIGHT_DISPATCH_WINDOW": "256",
+        "BATCHSIGHT_RATE_LIMIT_PER_MINUTE": "1000000",
+        "BATCHSIGHT_MAX_BODY_BYTES": str(64 * 1024 * 1024),
+    }
+    options = StackOptions(engine_slots=slots, cpu_processes=processes, environment=environment)
+    return Stack(folder, options, say=lambda _: None)
+
+
+def write_pictures(stack: Stack, folder: str, count: int) -> str:
+    """Distinct pictures of 8×8 pixels in the bucket of samples; their prefix."""
+    where = stack.folder / "s3" / "buckets" / SAMPLES_BUCKET / folder
+    where.mkdir(parents=True)
+    for number in range(count):
+        out = BytesIO()
+        Image.new("RGB", (8, 8), (number >> 16, number >> 8 & 255, number & 255)).save(out, "PNG")
+        where.joinpath(f"{number:07d}.png").write_bytes(out.getvalue())
+    return f"s3://{SAMPLES_BUCKET}/{folder}/"
+
+
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """Median and 99th percentile, in milliseconds, of seconds."""
+    ordered = sorted(values)
+    return {
+        "p50_ms": round(1000 * statistics.median(ordered), 2),
+        "p99_ms": round(1000 * ordered[int(0.99 * (len(ordered) - 1))], 2),
+    }
+
+
+def bench(title: str, measure: Callable[[Path, argparse.Namespace], Figures], **defaults: int) -> None:
+    """A bench's command line: `--json PATH` and a number for each of `defaults`."""
+    parser = argparse.ArgumentParser(description=title)
+    parser.add_argument("--json", type=Path)
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="batchsight-bench-") as folder:
+        figures = {"machine": platform.processor() or platform.machine(), **measure(Path(folder), chosen)}
+    table = Table("figure", "value", title=title)
+    for name, value in figures.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+    if chosen.json is not None:
+        chosen.json.write_text(json.dumps(figures, indent=2))

@@ -1,0 +1,107 @@
+"""Items a second through submit, plan, prepare, infer and complete, against a bare chain of two Celery tasks.
+
+Both on the same servers, in one run, one after the other: the chain has a Redis result backend, as many prefork
+children for its first task and as many threads for its second as Batchsight has, reads the same picture from S3 in the
+first and does nothing in the second. What Batchsight adds is durability, decoding in a child, and packs. Also: the time
+from submission to claim by the engine of single interactive items on the idle system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from api.client import Client
+from deploy.local.stack import SAMPLES_BUCKET, Stack
+from pipelines.store.session import Database
+from tests.bench.orchestration_chain import create_chain_app
+from tests.bench.orchestration_stack import Figures, bench, engine_stack, quantiles, write_pictures
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+_PROCESSES, _SLOTS = 2, 64
+
+
+def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
+    """Items/s of both, their ratio, and the hand-off."""
+    with engine_stack(folder, slots=_SLOTS, processes=_PROCESSES) as stack:
+        addresses = stack.addresses
+        assert addresses is not None
+        prefix = write_pictures(stack, "load", chosen.items)
+        time.sleep(1.5)  # the S3 server's listings are a second old at most
+        with Client(addresses.api_url, api_key=addresses.api_key) as client:
+            client.wait(client.submit("ocr", source=_prefix(write_pictures(stack, "warm", 50))).id, timeout=60)
+            began = time.monotonic()
+            job = client.wait(client.submit("ocr", source=_prefix(prefix)).id, timeout=1_200)
+            ours = time.monotonic() - began
+            hand_off = quantiles(_hand_offs(client, addresses.database_url, prefix, chosen.singles))
+        assert job.counts["succeeded"] == chosen.items, job
+        chain = _chain(stack, chosen.items)
+    return {
+        "items": chosen.items,
+        "items_a_second": round(chosen.items / ours, 1),
+        "chain_items_a_second": round(chosen.items / chain, 1),
+        "ratio": round(chain / ours, 3),
+        **{f"hand_off_{name}": value for name, value in hand_off.items()},
+    }
+
+
+def _prefix(url: str) -> dict[str, str]:
+    return {"type": "prefix", "url": url}
+
+
+def _hand_offs(client: Client, database_url: str, prefix: str, count: int) -> list[float]:
+    """From the job's row to the claim by the engine, for one prepared item at a time on the idle system."""
+    ids = []
+    for number in range(count):
+        source = {"type": "media", "media": [{"url": f"{prefix}{number:07d}.png"}]}
+        ids.append(client.wait(client.submit("ocr", source=source, priority="interactive").id, timeout=60).id)
+    database = Database(database_url)
+    with database.begin() as conn:
+        took = conn.exec_driver_sql(
+            "SELECT extract(epoch FROM i.started_at - j.created_at) FROM items i JOIN jobs j ON j.id = i.job_id"
+            " WHERE j.id = ANY(%s::uuid[])",
+            (ids,),
+        )
+        values = [float(value) for value in took.scalars()]
+    database.close()
+    return values
+
+
+def _chain(stack: Stack, items: int) -> float:
+    environment = stack.environment
+    keys = [f"load/{number:07d}.png" for number in range(items)]
+    with _worker(stack, "first", "prefork", _PROCESSES), _worker(stack, "second", "threads", _SLOTS):
+        app = create_chain_app(environment)
+        app.send_task("chain.both", (SAMPLES_BUCKET, keys[0])).get(timeout=60)
+        began = time.monotonic()
+        sent = [app.signature("chain.first", (SAMPLES_BUCKET, key)) | app.signature("chain.second") for key in keys]
+        results = [chain.apply_async() for chain in sent]
+        for result in results:
+            result.get(timeout=600)
+        return time.monotonic() - began
+
+
+@contextmanager
+def _worker(stack: Stack, queue: str, pool: str, concurrency: int) -> Iterator[None]:
+    with (stack.folder / f"chain-{queue}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.orchestration_chain", queue, pool, str(concurrency)],
+            cwd=_REPOSITORY,
+            env={**stack.environment, "PATH": "/usr/bin:/bin"},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+if __name__ == "__main__":
+    bench("Orchestration: throughput", measure, items=2_000, singles=30)
