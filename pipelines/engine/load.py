@@ -55,6 +55,8 @@ def load_engine(folder: Path | str, options: EngineOptions | None = None) -> Loc
         options = replace(options, parallel="tensor", device=",".join(map(str, devices)))
         cuda = devices[0].type == "cuda"
         check_divisible(open_checkpoint(folder).config, len(devices))
+        if options.quantization != "none":
+            raise CheckpointError("quantised weights run on one GPU, or one replica a GPU, not in slices")
         ranks = Ranks(folder, options, world=len(devices), cuda=cuda)
         peers = Peers(0, len(devices), rendezvous=ranks.rendezvous, cuda=cuda)
     try:
@@ -105,8 +107,6 @@ def load_rank(folder: Path, options: EngineOptions, *, peers: Peers | None = Non
     where: list[int] | None = None
     quantise = edit_for(options.quantization, device)
     if peers is not None:
-        if quantise is not None:
-            raise CheckpointError("quantised weights run on one GPU, or one replica a GPU, not in slices")
         tensors = slices(tensors, peers)
     elif choose_parallel(options, devices, folder) == "layers":
         where = split_layers(config.text.layers, len(devices))
