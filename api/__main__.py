@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import uvicorn
 
 from api.app import create_app
+from api.services import Services
 from pipelines.logs import configure_logs
 from pipelines.settings import Settings
 
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps({"host": host, "port": port, "paths": len(app.openapi()["paths"])}))
         return 0
     configure_logs(settings, role="api")
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -41,7 +44,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_graceful_shutdown=_GRACE,
         lifespan="on",
     )
-    return 0
+    server = _Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    """Ends long polls and event streams at the first signal, so that only requests that do work are waited for."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called between two instructions of the event loop's own thread. The signal is not raised again: exit 0."""
+        del frame
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+        services: Services | None = getattr(self.config.app.state, "services", None)  # type: ignore[union-attr]  # our own application
+        if services is not None:
+            services.release()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),
                 limiter=limiter,
                 watch=watch,
+                loop=asyncio.get_running_loop(),
                 metrics=metrics,
                 threads=threads,
                 hint_threads=anyio.CapacityLimiter(_HINTS),

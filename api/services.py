@@ -44,6 +44,7 @@ class Services:
     auth: Authenticator
     limiter: RateLimiter
     watch: JobWatch
+    loop: asyncio.AbstractEventLoop
     metrics: Metrics
     threads: anyio.CapacityLimiter
     hint_threads: anyio.CapacityLimiter
@@ -65,6 +66,10 @@ class Services:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking work that is not a transaction (the blob store) on a thread."""
         return await anyio.to_thread.run_sync(work)
+
+    def release(self) -> None:
+        """Let waiting requests go, from a signal handler or another thread."""
+        self.loop.call_soon_threadsafe(self.watch.release)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Do work that nobody waits for; what is undone when the process ends must be found again by itself."""

@@ -60,12 +60,21 @@ class JobWatch:
         try:
             yield
         finally:
-            self._closing = True
-            for topic in self._topics.values():
-                topic.changed.set()
+            self.release()
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def closing(self) -> bool:
+        """True once nobody should wait any more."""
+        return self._closing
+
+    def release(self) -> None:
+        """Let all waiting requests go: the server stops."""
+        self._closing = True
+        for topic in self._topics.values():
+            topic.changed.set()
 
     async def wait(self, tenant_id: uuid.UUID, job_id: uuid.UUID, *, seen: int, until: float) -> JobView | None:
         """The job once its version has passed `seen`, or None at the loop time `until`.

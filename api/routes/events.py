@@ -67,6 +67,8 @@ async def _events(services: Services, caller: Principal, view: JobView, seen: in
             newer = await services.watch.wait(
                 caller.tenant_id, view.job.job_id, seen=version, until=loop.time() + _SILENCE
             )
+            if services.watch.closing:
+                return  # the client comes back, with the id of the last event
             if newer is None:
                 yield ": still here\n\n"
             else:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
 import httpx2
 
-from tests.api.conftest import Served
+from tests.api.conftest import PEPPER, Served
 from tests.api.work import MISSING, HandWorker
 
 OCR = {"kind": "ocr", "source": {"type": "prefix", "url": "s3://scans/"}}
@@ -71,3 +76,34 @@ def test_a_stream_resumes_behind_the_last_event(api: Served, http: httpx2.Client
     earlier = parsed(http.get(path, headers={"last-event-id": str(int(version) - 1)}).text)
     assert [event.get("event") for event in earlier] == [None, "job", "end"]
     assert http.get("/v1/jobs/01a20b88-d08c-70dc-ad21-3c0664f4e867/events").status_code == 404
+
+
+def test_a_stopping_server_waits_for_no_watcher(api: Served, http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs", json=OCR).json()
+    settings = api.settings
+    secret = settings.s3_secret_access_key
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", "--port", "0"],
+        env={
+            **os.environ,
+            "DATABASE_URL": settings.database_url,
+            "REDIS_URL": settings.redis_url,
+            "S3_ENDPOINT_URL": str(settings.s3_endpoint_url),
+            "AWS_ACCESS_KEY_ID": str(settings.s3_access_key_id),
+            "AWS_SECRET_ACCESS_KEY": secret.get_secret_value() if secret else "",
+            "BATCHSIGHT_API_KEY_PEPPER": PEPPER,
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    address = next(found[1] for line in process.stderr if (found := re.search(r"running on (http://[0-9.:]+)", line)))
+    with httpx2.stream(
+        "GET", f"{address}/v1/jobs/{job['id']}/events", headers=dict(http.headers), timeout=60
+    ) as answer:
+        pieces = answer.iter_text()
+        assert "event: job" in next(pieces) + next(pieces, "")
+        process.send_signal(signal.SIGTERM)
+        assert "event: end" not in "".join(pieces)  # the stream ends although the job does not
+    assert process.wait(25) == 0  # within the grace time that a request that works would be given
+    process.stderr.close()
