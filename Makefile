@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo up down test lint types imports suite fmt bench openapi lock clean
+.PHONY: help venv demo up down test lint types imports suite fmt bench chaos openapi lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ bench: $(STAMP) ## measure: tables here, JSON below bench-results/
 		echo; echo "== $$name"; \
 		$(BIN)/python -m tests.bench.$$name --json bench-results/$$name.json || exit 1; \
 	done
+
+chaos: $(STAMP) ## the long proof: 40,000 items, every fault, 50 kills (an hour); ARGS='--items 4000 --seed 1'
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 openapi: $(STAMP) ## write the OpenAPI snapshot again
 	$(BIN)/python -m tests.api.snapshot

@@ -21,15 +21,29 @@ from deploy.local.stack import SAMPLES_BUCKET, Stack, StackOptions
 Figures = Mapping[str, Any]
 
 
-def engine_stack(folder: Path, *, slots: int = 64, processes: int = 2) -> Stack:
-    """Servers, api, one cpu worker, one engine worker that answers at once, one dispatcher."""
-    environment = {
+def engine_stack(
+    folder: Path,
+    *,
+    slots: int = 64,
+    processes: int = 2,
+    workers: int = 1,
+    planners: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Stack:
+    """Servers, api, one dispatcher, `planners` cpu workers, `workers` engine workers that answer at once."""
+    settings = {
         "BATCHSIGHT_ENGINE": "fake",
         "BATCHSIGHT_DISPATCH_WINDOW": "256",
         "BATCHSIGHT_RATE_LIMIT_PER_MINUTE": "1000000",
         "BATCHSIGHT_MAX_BODY_BYTES": str(64 * 1024 * 1024),
     }
-    options = StackOptions(engine_slots=slots, cpu_processes=processes, environment=environment)
+    options = StackOptions(
+        engine_slots=slots,
+        engine_workers=workers,
+        cpu_workers=planners,
+        cpu_processes=processes,
+        environment={**settings, **(environment or {})},
+    )
     return Stack(folder, options, say=lambda _: None)
 
 

@@ -92,7 +92,7 @@ def _worker(stack: Stack, queue: str, pool: str, concurrency: int) -> Iterator[N
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.orchestration_chain", queue, pool, str(concurrency)],
             cwd=_REPOSITORY,
-            env={**stack.environment, "PATH": "/usr/bin:/bin"},
+            env={**stack.environment, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(_REPOSITORY)},
             stdout=log,
             stderr=log,
         )

@@ -24,6 +24,7 @@ from workers.publish import Publisher
 
 _SMALL_DISK = "2m"
 _DUPLICATES = 60
+_PATIENCE = 60.0
 
 
 class Faults:
@@ -64,6 +65,7 @@ class Faults:
 
     def kill(self, role: str) -> None:
         """`kill -9`; the supervisor starts it again."""
+        self._spare()
         pid = self._world.pid(role)
         if self._world.send(role, signal.SIGKILL):
             self._note("kill", role=role)
@@ -77,6 +79,7 @@ class Faults:
 
     def kill_child(self) -> None:
         """`kill -9` of one forked child of a cpu worker; its parent forks another."""
+        self._spare()
         parent = self._world.pid(self._draw.choice(["cpu-1", "cpu-2"]))
         children = _children(parent) if parent else []
         if children:
@@ -86,6 +89,7 @@ class Faults:
 
     def freeze(self, role: str) -> None:
         """SIGSTOP past the lease, then SIGCONT: it comes back as a zombie."""
+        self._spare()
         if self._world.send_group(role, signal.SIGSTOP):
             self._note("freeze", role=role, seconds=LEASE + 3)
             self._wait(LEASE + 3)
@@ -182,6 +186,16 @@ class Faults:
             messages.append(PrepareMessage(job_id=row.job_id, seqs=(row.seq,), solo=False, interactive=False))
             messages.append(InferMessage(job_id=row.job_id, seq=row.seq, solo=False, interactive=False))
         return messages
+
+    def _spare(self) -> None:
+        """Wait while an item has lost two workers: the third loss would end it, by design, innocent as it may be."""
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            with contextlib.suppress(BatchsightError), self._world.database.begin() as conn:
+                twice = "SELECT count(*) FROM items WHERE losses >= 2 AND finished_at IS NULL"
+                if not conn.exec_driver_sql(twice).scalar_one():
+                    return
+            time.sleep(0.1)
 
     def _wait(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos.run import Plan, run
 
-ITEMS = 900
+ITEMS = 800
 KILLED = {"api", "cpu-1", "cpu-2", "gpu-1", "gpu-2", "dispatcher-1", "dispatcher-2"}
 FAULTS = {
     *("kill", "kill_child", "freeze", "sigterm", "flush_redis", "kill_redis", "restart_postgres", "repeat_messages"),
