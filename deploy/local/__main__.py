@@ -70,7 +70,7 @@ def _up(folder: Path, port: int) -> int:
     try:
         while not (folder / "stack.json").exists():
             if process.poll() is not None:
-                print((folder / "stack.log").read_text(errors="replace")[-3000:], file=sys.stderr)
+                print((folder / "stack.log").read_text(errors="replace")[-12_000:], file=sys.stderr)
                 return 1
             time.sleep(0.1)
     except KeyboardInterrupt:

@@ -155,7 +155,7 @@ def test_exit_codes(api: Served, client: Client, shell: Shell) -> None:
     assert shell.run("--api-key", "bs_x_y", "status", job.id).returncode == 5
     assert shell.run("status", "../x").returncode == 1
     refused = shell.run("submit", "ocr", "s3://secrets/")
-    assert refused.returncode == 1
+    assert refused.returncode == 5, "a permission is missing"
     assert "source_forbidden" in refused.stderr
     assert refused.stdout == ""
 

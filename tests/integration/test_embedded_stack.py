@@ -111,7 +111,7 @@ def test_up_serves_twice_is_harmless_survives_kills_and_down_leaves_nothing(comm
     everything |= descendants(state["pid"])
     down = command_line("down")
     assert down.returncode == 0, down.stderr
-    assert running(everything) == set()
+    assert until(lambda: not running(everything)), running(everything)
     assert not (command_line.folder / "stack.json").exists()
     assert command_line("down").returncode == 0
 
