@@ -61,6 +61,18 @@ def test_a_killed_postgres_comes_back_on_its_port_with_what_was_committed(tmp_pa
             assert conn.execute("SELECT number FROM numbers").fetchone() == (17,)
 
 
+def test_even_a_postgres_for_tests_keeps_what_it_acknowledged_a_moment_before_it_crashed(tmp_path: Path) -> None:
+    with Postgres(tmp_path / "postgres", durable=False) as server:
+        with psycopg.connect(server.url, autocommit=True) as conn:
+            conn.execute("CREATE TABLE kept AS SELECT 0 AS number")
+            for number in range(1, 200):
+                conn.execute("INSERT INTO kept VALUES (%s)", (number,))
+            server.immediate()
+        server.start()
+        with psycopg.connect(server.url) as conn:
+            assert conn.execute("SELECT max(number) FROM kept").fetchone() == (199,)
+
+
 def test_postgres_never_runs_as_root_and_refuses_a_wrong_password(postgres_server: Postgres) -> None:
     owner = Path(f"/proc/{postgres_server.pid}").stat().st_uid
     assert owner != 0
