@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +45,8 @@ def create_chain_app(environment: Mapping[str, str]) -> Celery:
     return app
 
 
-def main() -> None:
-    """Serve one queue."""
-    queue, pool, concurrency = sys.argv[1:]
+def serve(queue: str, pool: str, concurrency: str) -> None:
+    """Serve one queue until SIGTERM."""
     create_chain_app(os.environ).Worker(
         pool=pool,
         concurrency=int(concurrency),
@@ -58,7 +56,3 @@ def main() -> None:
         without_gossip=True,
         without_mingle=True,
     ).start()
-
-
-if __name__ == "__main__" and len(sys.argv) > 1:
-    main()

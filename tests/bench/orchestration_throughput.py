@@ -23,6 +23,7 @@ from tests.bench.orchestration_chain import create_chain_app
 from tests.bench.orchestration_stack import Figures, bench, engine_stack, quantiles, write_pictures
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_SERVE = "import sys; from tests.bench.orchestration_chain import serve; serve(*sys.argv[1:])"
 _PROCESSES, _SLOTS = 2, 64
 
 
@@ -90,7 +91,7 @@ def _chain(stack: Stack, items: int) -> float:
 def _worker(stack: Stack, queue: str, pool: str, concurrency: int) -> Iterator[None]:
     with (stack.folder / f"chain-{queue}.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.orchestration_chain", queue, pool, str(concurrency)],
+            [sys.executable, "-c", _SERVE, queue, pool, str(concurrency)],
             cwd=_REPOSITORY,
             env={**stack.environment, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(_REPOSITORY)},
             stdout=log,
