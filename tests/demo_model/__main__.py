@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import subprocess
 from pathlib import Path
 
 import torch
 
+from tests.demo_model.card import write_card
 from tests.demo_model.evaluate import Score, evaluate
 from tests.demo_model.export import trained_weights, write_checkpoint
 from tests.demo_model.run import Plan, default_folder
@@ -44,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--count", type=int, default=24, help="questions in each set")
     scoring.add_argument("--only", default="", help="only sets whose name contains this")
     scoring.add_argument("--json", type=Path, help="also write the scores here")
+    writing = commands.add_parser("card")
+    writing.add_argument("checkpoint", type=Path)
+    writing.add_argument("--seed", type=int, default=Plan.seed)
     return parser
 
 
@@ -81,6 +86,10 @@ def main() -> None:
         native, shape, progress = trained_weights(Plan(folder=found.folder))
         write_checkpoint(found.checkpoint, native, shape, note=found.note)
         print(json.dumps(progress))
+    elif found.command == "card":
+        head = ["git", "rev-parse", "--short", "HEAD"]
+        commit = subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
+        write_card(found.checkpoint, found.folder / "log.jsonl", seed=found.seed, commit=commit)
     else:
         _evaluate(found)
 
