@@ -39,8 +39,8 @@ def of_job(state: str) -> ExitCode:
 
 def of_error(error: Exception) -> ExitCode:
     """For an error that ends the command."""
-    if isinstance(error, AuthenticationFailed) or (isinstance(error, PermissionDenied) and error.code == "forbidden"):
-        return ExitCode.AUTH  # any other 403 is about a source, not about the key
+    if isinstance(error, AuthenticationFailed | PermissionDenied):
+        return ExitCode.AUTH
     if isinstance(error, RateLimited | ServerError | ConnectionFailed | WaitTimeout | ServiceUnavailable):
         return ExitCode.TEMPORARY
     if isinstance(error, ApiError) and error.code == "idempotency_in_flight":
