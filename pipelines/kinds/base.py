@@ -12,9 +12,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.engine.types import Completion, FinishReason, GenerationParams
 from pipelines.jobs.errors import InvalidParameter
@@ -68,6 +68,16 @@ class Output:
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+
+
+def _ordered(bound: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= bound[0] < bound[1]:
+        raise ValueError("bound must be two seconds, from and to, with 0 <= from < to")
+    return bound
+
+
+Bound = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""A part of a video, in seconds, from and to."""
 
 
 class GenerationOptions(BaseModel):

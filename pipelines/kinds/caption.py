@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipelines.engine.types import Completion
 from pipelines.kinds.base import (
     MAX_TILES,
+    Bound,
     Dialogue,
     Example,
     Kind,
@@ -39,14 +40,8 @@ class CaptionParameters(KindParameters):
     )
     frame_tiles: int = Field(1, ge=1, le=12, description="tiles a video frame")
     num_segments: int = Field(32, ge=1, le=2_048, description="frames sampled from a video")
-    bound: tuple[float, float] | None = Field(None, description="only this part of a video, seconds from and to")
+    bound: Bound | None = Field(None, description="only this part of a video, seconds from and to")
     dpi: int = Field(144, ge=36, le=600, description="resolution at which PDF pages are drawn")
-
-    @model_validator(mode="after")
-    def _bound_is_ordered(self) -> CaptionParameters:
-        if self.bound and not 0 <= self.bound[0] < self.bound[1]:
-            raise ValueError("bound must be two seconds, from and to, with 0 <= from < to")
-        return self
 
 
 class Caption(Kind[CaptionParameters]):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
 from pipelines.engine.types import Completion
 from pipelines.kinds.base import (
+    Bound,
     Dialogue,
     Example,
     Kind,
@@ -32,13 +33,7 @@ class VideoQaParameters(KindParameters):
     )
     num_segments: int = Field(32, ge=1, le=2_048, description="frames sampled from the video")
     frame_tiles: int = Field(1, ge=1, le=12, description="tiles a frame")
-    bound: tuple[float, float] | None = Field(None, description="only this part of the video, seconds from and to")
-
-    @model_validator(mode="after")
-    def _bound_is_ordered(self) -> VideoQaParameters:
-        if self.bound and not 0 <= self.bound[0] < self.bound[1]:
-            raise ValueError("bound must be two seconds, from and to, with 0 <= from < to")
-        return self
+    bound: Bound | None = Field(None, description="only this part of the video, seconds from and to")
 
 
 class VideoQa(Kind[VideoQaParameters]):
