@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from bisect import bisect_right
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -98,7 +99,7 @@ class VideoReader(Protocol):
         """Close the file."""
 
 
-class _Base:
+class _Base(ABC):
     """What both readers share: the order of reading and the checks."""
 
     frames: int
@@ -115,8 +116,9 @@ class _Base:
                 previous = (index, self._frame(index, indices[position + 1 :]))
             yield previous[1]
 
+    @abstractmethod
     def _frame(self, index: int, upcoming: Sequence[int]) -> Frame:
-        raise NotImplementedError
+        """Decode one frame; `upcoming` are those that will be asked for next."""
 
     def close(self) -> None:
         """Close the file. Repeatable."""
