@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from bisect import bisect_right
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -120,6 +120,7 @@ class _Base(ABC):
     def _frame(self, index: int, upcoming: Sequence[int]) -> Frame:
         """Decode one frame; `upcoming` are those that will be asked for next."""
 
+    @abstractmethod
     def close(self) -> None:
         """Close the file. Repeatable."""
 
