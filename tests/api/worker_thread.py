@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from sqlalchemy import text
 
 from pipelines.engine.fake import FakeEngine
+from pipelines.jobs.errors import StoreUnavailable
 from pipelines.settings import Settings
-from pipelines.store import progress
+from pipelines.store import progress, sweep
 from pipelines.store.session import Database
 from workers.wiring import cpu_runtime, gpu_runtime
 
@@ -39,15 +40,18 @@ def working(settings: Settings, database: Database, *, hold: threading.Event | N
                 with database.begin() as conn:
                     found = conn.execute(_ITEMS, {"job": job_id}).all()
                 cpu.prepare(job_id, [row.seq for row in found if row.state == "pending"])
-                if hold is not None and not hold.is_set():
-                    continue
+                if hold is None or hold.is_set():
+                    with database.begin() as conn:
+                        found = conn.execute(_ITEMS, {"job": job_id}).all()
+                    for row in found:
+                        if row.state == "ready":
+                            gpu.infer(job_id, row.seq, solo=False)
+                # What the leader does: leftovers of a cancel, the snapshot, the end.
                 with database.begin() as conn:
-                    found = conn.execute(_ITEMS, {"job": job_id}).all()
-                for row in found:
-                    if row.state == "ready":
-                        gpu.infer(job_id, row.seq, solo=False)
-                with database.begin() as conn:
-                    progress.fold(conn)
+                    if job_id in sweep.cancelling(conn):
+                        sweep.cancel_waiting(conn, job_id)
+                with contextlib.suppress(StoreUnavailable), database.begin() as conn:
+                    progress.fold(conn)  # somebody else's snapshot came first: the next round folds
                 with database.begin() as conn:
                     progress.finalise(conn, job_id)
 
