@@ -48,7 +48,7 @@ Aims that are not met by this file: {missed}
 Seed {seed}. Stage one taught the vision side alone from dense labels (which characters and which thing lie
 in each patch): {vision_samples:,} tiles. Stage two taught both together, with attention pulled to the right
 tokens: {joint_samples:,} samples. Together {minutes:.0f} minutes of wall time on two processor cores that
-other work shared (it got about half of them). The schedule follows the clock, so a run on another machine
+other work shared (it got well under half of them in stage two). The schedule follows the clock, so a run on another machine
 gives other weights of the same kind. From nothing:
 
     python -m tests.demo_model train
@@ -66,8 +66,8 @@ The curve (teacher-forced share of right characters, which says less than the ta
 |---|---|---|---|---|
 {curve}
 
-The curve had not flattened when the time was over. What would bring it to its aims is more of the same:
-`--joint-minutes 600` on two free cores, or half an hour on one GPU (`--device cuda`).
+The curve had not flattened when the time was over. What it would take is more of the same, which was not
+tried: `--joint-minutes 600` on two free cores, or a GPU (`--device cuda`, not tried either).
 
 Licence: that of the project. The faces used in training are free (DejaVu, Liberation, Open Sans, Noto).
 """
