@@ -48,15 +48,15 @@ Aims that are not met by this file: {missed}
 Seed {seed}. Stage one taught the vision side alone from dense labels (which characters and which thing lie
 in each patch): {vision_samples:,} tiles. Stage two taught both together, with attention pulled to the right
 tokens: {joint_samples:,} samples. Together {minutes:.0f} minutes of wall time on two processor cores that
-other work shared (it got well under half of them in stage two). The schedule follows the clock, so a run on another machine
-gives other weights of the same kind. From nothing:
+other work shared (it got well under half of them in stage two). The schedule follows the clock, so a run on
+another machine gives other weights of the same kind. From nothing:
 
     python -m tests.demo_model train
     python -m tests.demo_model export deploy/demo/checkpoint
     python -m tests.demo_model evaluate deploy/demo/checkpoint --json deploy/demo/checkpoint/scores.json
     python -m tests.demo_model card deploy/demo/checkpoint
 
-Code of the last training step: commit {commit}. During this run the mix of tasks, the pace of difficulty
+This card was written at commit {commit}. During this run the mix of tasks, the pace of difficulty
 and the middle-layer labels were changed several times between restarts (see the history of
 `tests/demo_model`); the code as it stands is the final state of these choices.
 
