@@ -107,6 +107,7 @@ def to_request(body: dict[str, Any]) -> EngineRequest:
 class _Handler(BaseHTTPRequestHandler):
     server: OpenAIServer
     protocol_version = "HTTP/1.1"
+    _is_inside = False
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Quiet."""
@@ -125,6 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.times.append(time.monotonic())
             server.inside += 1
             server.most_inside = max(server.most_inside, server.inside)
+            self._is_inside = True
             fault = server.faults.pop(0) if server.faults else None
         try:
             self._answer(body, fault)
@@ -132,8 +134,14 @@ class _Handler(BaseHTTPRequestHandler):
             with server.lock:
                 server.broken_pipes += 1
         finally:
-            with server.lock:
-                server.inside -= 1
+            self._leave()
+
+    def _leave(self) -> None:
+        """Before the last bytes are sent: a client that has read them may be back before this thread goes on."""
+        with self.server.lock:
+            if self._is_inside:
+                self._is_inside = False
+                self.server.inside -= 1
 
     def _answer(self, body: dict[str, Any], fault: tuple[int, dict[str, str]] | str | None) -> None:
         if isinstance(fault, tuple):
@@ -158,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": completion.finish_reason}]})
         usage = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
         self._event({"choices": [], "usage": usage})
+        self._leave()
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, value: dict[str, Any]) -> None:
