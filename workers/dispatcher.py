@@ -22,7 +22,6 @@ import psycopg
 import structlog
 from prometheus_client import Counter, Gauge
 
-from pipelines.blobs.connect import connect
 from pipelines.control.dispatch import STAGES, Dispatched, Dispatcher, DispatchOptions
 from pipelines.control.leadership import Leadership, terms
 from pipelines.control.pressure import Shelf
@@ -36,7 +35,7 @@ from pipelines.store.session import Database
 from pipelines.store.values import DISPATCH_CHANNEL, Wake
 from workers.health import HealthServer
 from workers.publish import Publisher
-from workers.wiring import s3_options
+from workers.wiring import blob_store
 
 _log = structlog.get_logger(__name__)
 
@@ -112,7 +111,7 @@ class Process:
             dispatches, self._broker, DispatchOptions(window=settings.dispatch_window, shelf=shelf)
         )
         self._upkeep = Upkeep(keeps, redispatch_after=settings.redispatch_seconds)
-        blobs = connect(settings.blob_url, s3=s3_options(settings), public_endpoint_url=settings.s3_public_endpoint_url)
+        blobs = blob_store(settings)
         self._retention = Retention(
             retains, delete_blob=blobs.delete, list_blobs=blobs.list, days=settings.retention_days
         )
