@@ -18,6 +18,8 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
@@ -38,6 +40,9 @@ def drop_root(uid: int) -> None:
     """Become `uid`, keeping the right to look through folders where the kernel grants it."""
     libc = ctypes.CDLL(None, use_errno=True)
     kept = platform.machine() in _CAPSET and libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+    if kept:
+        # Without it access(2) answers as if there were no capability, and PostgreSQL asks that of its own programs.
+        libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)

@@ -14,7 +14,7 @@ import pytest
 import redis
 from botocore.exceptions import ClientError
 
-from deploy.local.server import Server, port_is_free
+from deploy.local.server import Server, guarded, port_is_free
 from deploy.local.servers import ObjectStore, Postgres, Redis
 
 OWNER = """
@@ -78,6 +78,16 @@ def test_postgres_never_runs_as_root_and_refuses_a_wrong_password(postgres_serve
     assert owner != 0
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(postgres_server.url.replace(postgres_server.password, "wrong"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives up root")
+def test_who_gave_up_root_still_finds_programs_in_a_folder_closed_to_all_others(tmp_path: Path) -> None:
+    program = tmp_path / "closed" / "program"
+    program.parent.mkdir(mode=0o700)
+    program.touch(mode=0o755)
+    asks = [sys.executable, "-I", "-S", "-c", f"import os; print(os.geteuid(), os.access({str(program)!r}, os.R_OK))"]
+    command = guarded(signal.SIGKILL, ("--drop", "65534"), asks)
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "65534 True\n"
 
 
 def test_a_durable_redis_keeps_its_queue_over_kill_and_restart(tmp_path: Path) -> None:
