@@ -17,8 +17,7 @@ from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.services import Services, transact
 from api.watch import JobWatch
-from pipelines.blobs.connect import connect
-from pipelines.blobs.s3 import S3Options
+from pipelines.blobs.connect import blob_store
 from pipelines.control import query
 from pipelines.control.query import JobView
 from pipelines.settings import Settings
@@ -51,7 +50,6 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
     async def load(tenant_id: uuid.UUID, job_id: uuid.UUID) -> JobView | None:
         return await run(lambda conn: query.read_job(conn, tenant_id, job_id))
 
-    secret = settings.s3_secret_access_key
     limiter = RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute)
     watch = JobWatch(database.url, load)
     publisher = Publisher(settings.redis_url)
@@ -61,16 +59,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
             made = Services(
                 settings=settings,
                 database=database,
-                blobs=connect(
-                    settings.blob_url,
-                    s3=S3Options(
-                        endpoint_url=settings.s3_endpoint_url,
-                        region=settings.s3_region,
-                        access_key_id=settings.s3_access_key_id,
-                        secret_access_key=secret.get_secret_value() if secret else None,
-                    ),
-                    public_endpoint_url=settings.s3_public_endpoint_url,
-                ),
+                blobs=blob_store(settings),
                 publisher=publisher,
                 redis=redis,
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),

@@ -132,6 +132,9 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field("json", description="structured logs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     otel_endpoint: str | None = Field(None, description="OTLP collector; empty: tracing off")
+    health_host: str = Field(
+        "127.0.0.1", description="listen address of a worker's health and metrics endpoint; in a container `0.0.0.0`"
+    )
     health_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics endpoint; 0: off")
 
     @field_validator("allowed_buckets", mode="before")

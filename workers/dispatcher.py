@@ -22,6 +22,7 @@ import psycopg
 import structlog
 from prometheus_client import Counter, Gauge
 
+from pipelines.blobs.connect import blob_store
 from pipelines.control.dispatch import STAGES, Dispatched, Dispatcher, DispatchOptions
 from pipelines.control.leadership import Leadership, terms
 from pipelines.control.pressure import Shelf
@@ -35,7 +36,6 @@ from pipelines.store.session import Database
 from pipelines.store.values import DISPATCH_CHANNEL, Wake
 from workers.health import HealthServer
 from workers.publish import Publisher
-from workers.wiring import blob_store
 
 _log = structlog.get_logger(__name__)
 
@@ -121,7 +121,9 @@ class Process:
         """Work until SIGTERM or SIGINT."""
         signal.signal(signal.SIGTERM, self._signalled)
         signal.signal(signal.SIGINT, self._signalled)
-        health = HealthServer(self._settings.health_port, self.healthy) if self._settings.health_port else None
+        health = None
+        if self._settings.health_port:
+            health = HealthServer(self._settings.health_port, self.healthy, host=self._settings.health_host)
         loops: dict[str, Callable[[], None]] = {
             "leadership": self._lead,
             "wake-ups": self._listen,

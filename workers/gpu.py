@@ -23,7 +23,7 @@ import structlog
 from pipelines.jobs.errors import BatchsightError
 from pipelines.settings import Settings
 from workers.devices import device_groups, visible_devices
-from workers.health import HealthServer
+from workers.health import HealthServer, health_url
 from workers.probe import answers
 
 _log = structlog.get_logger(__name__)
@@ -54,16 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from workers.lifecycle import run_gpu_worker  # noqa: PLC0415 - loads torch: not in the launcher, not for --check
 
         return run_gpu_worker(settings)
-    return Launcher(groups, health_port=settings.health_port).run()
+    return Launcher(groups, health_host=settings.health_host, health_port=settings.health_port).run()
 
 
 class Launcher:
     """Keeps one child a device group alive; a child that dies is started again, with a growing pause."""
 
     def __init__(
-        self, groups: Sequence[tuple[str, ...]], *, command: Sequence[str] | None = None, health_port: int = 0
+        self,
+        groups: Sequence[tuple[str, ...]],
+        *,
+        command: Sequence[str] | None = None,
+        health_host: str = "127.0.0.1",
+        health_port: int = 0,
     ) -> None:
         self._groups = list(groups)
+        self._health_host = health_host
         self._health_port = health_port
         self._command = list(command or [sys.executable, "-m", "workers.gpu"])
         self._children: list[subprocess.Popen[bytes] | None] = [None] * len(groups)
@@ -79,7 +85,9 @@ class Launcher:
         ]
         for thread in threads:
             thread.start()
-        health = HealthServer(self._health_port, self._healthy) if self._health_port else None
+        health = None
+        if self._health_port:
+            health = HealthServer(self._health_port, self._healthy, host=self._health_host)
         for thread in threads:
             thread.join()
         if health is not None:
@@ -89,7 +97,7 @@ class Launcher:
     def _healthy(self) -> bool:
         # Any, not all: one group that loads its model again must not get the others killed by a liveness probe.
         ports = range(self._health_port + 1, self._health_port + 1 + len(self._groups))
-        return any(answers(f"http://127.0.0.1:{port}/healthz") for port in ports)
+        return any(answers(health_url(self._health_host, port)) for port in ports)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stopping.set()

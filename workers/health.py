@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import prometheus_client
 
+_EVERYWHERE = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - what it means, not an address to bind
+
+
+def health_url(host: str, port: int) -> str:
+    """How this machine itself reaches a health endpoint that listens on `host`."""
+    name = _EVERYWHERE.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}/healthz"
+
 
 class HealthServer:
     """Serves on a thread until closed. `healthy()` decides between 200 and 503."""
 
-    def __init__(self, port: int, healthy: Callable[[], bool], *, host: str = "0.0.0.0") -> None:  # noqa: S104 - probes come from outside the container
+    def __init__(self, port: int, healthy: Callable[[], bool], *, host: str = "127.0.0.1") -> None:
         class Handler(BaseHTTPRequestHandler):
             """Two paths, nothing else."""
 
@@ -36,8 +45,13 @@ class HealthServer:
                 self.end_headers()
                 self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            """IPv4 or IPv6, as the address has it."""
+
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            daemon_threads = True
+
+        self._server = Server((host, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
 

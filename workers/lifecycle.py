@@ -85,7 +85,7 @@ def run_cpu_worker(
         # After the children are forked: a thread before a fork would be lost in them, and its locks would not be.
         registration.start()
         if settings.health_port:
-            HealthServer(settings.health_port, lambda: True)
+            HealthServer(settings.health_port, lambda: True, host=settings.health_host)
         _log.info("cpu_worker_ready", processes=processes)
 
     @signals.worker_shutting_down.connect(weak=False)
@@ -142,7 +142,7 @@ class _GpuWorker:
         self._hints = CancelHints(settings.redis_url, runtime.leases.check_now)
         run_on_engine_death(engine.healthy, self._engine_died)
         if settings.health_port:
-            HealthServer(settings.health_port, engine.healthy)
+            HealthServer(settings.health_port, engine.healthy, host=settings.health_host)
         _log.info("engine_ready", model=engine.info.model, device=engine.info.device, attention=engine.info.attention)
 
     def ready(self, **_: Any) -> None:

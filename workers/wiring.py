@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.blobs.base import BlobStore
-from pipelines.blobs.connect import connect
-from pipelines.blobs.s3 import S3ObjectReader, S3Options
+from pipelines.blobs.connect import blob_store, s3_options
+from pipelines.blobs.s3 import S3ObjectReader
 from pipelines.engine.types import Engine
 from pipelines.jobs.errors import ConfigurationError, MediaNotFound
 from pipelines.jobs.models import JobSpec
@@ -42,22 +41,6 @@ from workers.stream import StreamPublisher
 def worker_name(role: str) -> str:
     """Who holds a lease: role, host and process."""
     return f"{role}@{socket.gethostname()}:{os.getpid()}"
-
-
-def s3_options(settings: Settings) -> S3Options:
-    """How S3 is reached."""
-    secret = settings.s3_secret_access_key
-    return S3Options(
-        endpoint_url=settings.s3_endpoint_url,
-        region=settings.s3_region,
-        access_key_id=settings.s3_access_key_id,
-        secret_access_key=secret.get_secret_value() if secret else None,
-    )
-
-
-def blob_store(settings: Settings) -> BlobStore:
-    """The blob store of this installation."""
-    return connect(settings.blob_url, s3=s3_options(settings), public_endpoint_url=settings.s3_public_endpoint_url)
 
 
 def media_limits(settings: Settings) -> MediaLimits:

@@ -194,3 +194,12 @@ def test_only_the_engine_s_image_installs_torch() -> None:
         assert "torch" not in names, "torch is installed by itself, in its own build"
         assert ("transformers" in names) == (role == "gpu")
         assert {"celery", "sqlalchemy", "fastapi"} <= names
+
+
+def test_health_endpoints_in_containers_listen_where_probes_come_from() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sorted(DEPLOY.glob("docker/Dockerfile.*"))]
+    texts += [path.read_text(encoding="utf-8") for path in sorted(DEPLOY.glob("kubernetes/*.yaml"))]
+    texts.append((DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8"))
+    ports = [len(re.findall(r"BATCHSIGHT_HEALTH_PORT[=:]", text)) for text in texts]
+    assert sum(ports) >= 6
+    assert ports == [len(re.findall(r"BATCHSIGHT_HEALTH_HOST(?:=|: )0\.0\.0\.0", text)) for text in texts]
