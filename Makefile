@@ -78,7 +78,7 @@ chaos: $(STAMP) ## the long proof: 40,000 items, every fault, 50 kills (an hour)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 openapi: $(STAMP) ## write the OpenAPI snapshot again
-	$(BIN)/python -m tests.api.snapshot
+	$(BIN)/python -m tests.api.test_openapi
 
 lock: ## pin the newest versions that fit, from a fresh environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.jobs.errors import BatchsightError, RateLimited
+from pipelines.jobs.violations import most_telling, place_of
 
 _log = structlog.get_logger(__name__)
 
@@ -191,7 +192,7 @@ def _allowed(request: Request) -> list[str]:
 def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     """A request that does not match its schema: the first violation in words, all of them in `errors`."""
     found = [_violation(entry) for entry in error.errors()]
-    first = found[0]
+    first = _violation(most_telling(error.errors()))
     syntax = first["code"] == "invalid_json"
     return response_of(
         request,
@@ -230,7 +231,7 @@ def _violation(entry: Mapping[str, Any]) -> dict[str, Any]:
             "param": None,
             "message": f"the body is not valid JSON ({reason} at character {position})",
         }
-    place, *path = (str(part) for part in entry["loc"])
+    place, *path = place_of(entry)
     param = ".".join(path) or None
     message = entry["msg"].removeprefix("Value error, ")
     if entry["type"] == "missing":

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from pipelines.blobs.connect import blob_store, s3_options
 from pipelines.blobs.s3 import S3ObjectReader
 from pipelines.engine.types import Engine
@@ -72,7 +74,12 @@ def tile_size(settings: Settings) -> int:
     return read_config(folder).vision.image_size
 
 
-def cpu_runtime(settings: Settings, *, make_decoder: Callable[[MediaLimits], Decoder] = Decoder) -> CpuRuntime:
+def cpu_runtime(
+    settings: Settings,
+    *,
+    make_decoder: Callable[[MediaLimits], Decoder] = Decoder,
+    make_https: Callable[[], httpx2.Client] = guarded_client,
+) -> CpuRuntime:
     """Everything one child of a cpu worker owns."""
     database = Database(settings.database_url, pool_size=2, application_name=worker_name("cpu"))
     blobs = blob_store(settings)
@@ -110,7 +117,7 @@ def cpu_runtime(settings: Settings, *, make_decoder: Callable[[MediaLimits], Dec
             limits,
             objects=objects,
             uploads=blobs,
-            https=guarded_client() if settings.https_sources else None,
+            https=make_https() if settings.https_sources else None,
         ),
         find_upload=find_upload,
         rules=rules,

@@ -109,6 +109,7 @@ async def list_batches(
             caller.tenant_id,
             limit=limit + 1,
             before=None if after is None else _uuid(after),
+            source_type="batch",  # whoever puts the mark on another job has made no batch of it
             metadata={_MARK: "1"},
         )
         views = [JobView(job=job) for job in found]

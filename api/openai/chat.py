@@ -6,6 +6,7 @@ fairness, leases and retries hold for it too. A client that goes away cancels it
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -95,7 +96,7 @@ async def create_chat_completion(
         pieces = subscribed(services.redis, asked.job_id, 0)
         opened = await pieces.__aenter__()
         try:
-            await _submit(services, asked, conversation, stream=True)
+            await _submit(services, asked, conversation, body.notes)
         except BaseException:
             await pieces.__aexit__(None, None, None)
             raise
@@ -106,12 +107,12 @@ async def create_chat_completion(
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
     async with subscribed(services.redis, asked.job_id, 0) as opened:
-        await _submit(services, asked, conversation, stream=True)
+        await _submit(services, asked, conversation, body.notes)
         result = await _unless_gone(request, services, asked, opened)
     return JSONResponse(_completion(asked, result))
 
 
-async def _submit(services: Services, asked: Asked, conversation: Conversation, *, stream: bool) -> None:
+async def _submit(services: Services, asked: Asked, conversation: Conversation, notes: dict[str, Any]) -> None:
     tenant = asked.caller.tenant
     stored = [
         await _kept(services, asked.caller, medium) if isinstance(medium, InlineMedium) else medium
@@ -120,9 +121,10 @@ async def _submit(services: Services, asked: Asked, conversation: Conversation, 
     source = {"type": "media", "media": [{"url": url} for url in stored]} if stored else {"type": "none"}
     submission = Submission(
         kind="chat",
-        parameters={**conversation.parameters, "stream": stream},
+        parameters={**conversation.parameters, "stream": True},
         source=source,
         priority=JobPriority.INTERACTIVE,
+        metadata=notes,
         deadline_at=datetime.now(UTC) + _LONGEST,
     )
     await services.transact(lambda conn: submit(conn, tenant, submission, services.submit_rules, job_id=asked.job_id))
@@ -135,19 +137,36 @@ async def _kept(services: Services, caller: Principal, medium: InlineMedium) -> 
 
 
 async def _unless_gone(request: Request, services: Services, asked: Asked, pieces: Pieces) -> ResultView:
-    """The answer; a client that hangs up, or an error here, cancels the job."""
+    """The answer; a client that hangs up, or an error here, cancels the job at once."""
+    answer = asyncio.ensure_future(_answered(services, asked, pieces))
+    gone = asyncio.ensure_future(_hung_up(request))
     result: ResultView | None = None
     try:
-        while result is None:
-            piece = await pieces.next(_LOOK_SECONDS)
-            if piece is None or piece.ended:
-                result = await _ended(services, asked)
-            if result is None and piece is None and await request.is_disconnected():
-                raise AnswerFailed("request_cancelled", "the client went away")
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise AnswerFailed("request_cancelled", "the client went away")
+        result = answer.result()
         return result
     finally:
-        if result is None:
-            await _cancel(services, asked)
+        for task in (answer, gone):
+            task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.gather(answer, gone, return_exceptions=True)
+            if result is None:
+                await _cancel(services, asked)
+
+
+async def _answered(services: Services, asked: Asked, pieces: Pieces) -> ResultView:
+    while True:
+        piece = await pieces.next(_LOOK_SECONDS)
+        if (piece is None or piece.ended) and (result := await _ended(services, asked)) is not None:
+            return result
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns once the client has closed its connection; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _events(

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from pipelines.engine.types import Completion, FinishReason, GenerationParams
 from pipelines.jobs.errors import InvalidParameter
+from pipelines.jobs.violations import most_telling, place_of
 
 MAX_TILES = 40
 """The card's limit: 40 tiles of 448 x 448 are about 4K."""
@@ -42,13 +43,19 @@ class MediumView:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How media become tiles. `bound` in seconds. `frame_tiles`: tiles a video frame (the card's default is one)."""
+    """How media become tiles. `bound` in seconds. `frame_tiles`: tiles a video frame (the card's default is one).
+
+    `fps`: so many frames a second of a video, `num_segments` at most. `media_tiles`: tiles of each medium of an item in
+    order, where they differ.
+    """
 
     max_tiles: int = 12
     dpi: int = 144
     num_segments: int = 32
     frame_tiles: int = 1
     bound: tuple[float, float] | None = None
+    fps: float | None = None
+    media_tiles: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +149,8 @@ class Kind(ABC, Generic[P]):
             # As JSON and strictly: `true` is no number and `"6"` neither, which Python values would be taken for.
             return self.Parameters.model_validate_json(json.dumps(dict(parameters)), strict=True)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            path = ".".join(str(part) for part in first["loc"])
+            first = most_telling(error.errors(include_url=False))
+            path = ".".join(place_of(first))
             known = ", ".join(self.Parameters.model_fields)
             hint = f"; known parameters: {known}" if first["type"] == "extra_forbidden" else ""
             raise InvalidParameter(

@@ -65,7 +65,13 @@ class ChatParameters(KindParameters):
     max_tiles: int = Field(
         12, ge=1, le=MAX_TILES, description="tiles of 448 pixels an image, 1 to 40, plus a thumbnail"
     )
+    media_tiles: tuple[Annotated[int, Field(ge=1, le=MAX_TILES)], ...] = Field(
+        (), max_length=10_000, description="tiles of each medium, in order, where they differ"
+    )
     num_segments: int = Field(32, ge=1, le=2_048, description="frames sampled from a video")
+    fps: float | None = Field(
+        None, gt=0, le=1_000, description="sample so many frames a second instead, num_segments at most"
+    )
     frame_tiles: int = Field(1, ge=1, le=12, description="tiles a video frame")
     stream: bool = Field(default=False, description="publish the text while it is made")
 
@@ -121,6 +127,8 @@ class Chat(Kind[ChatParameters]):
             max_tiles=parameters.max_tiles,
             num_segments=parameters.num_segments,
             frame_tiles=parameters.frame_tiles,
+            fps=parameters.fps,
+            media_tiles=parameters.media_tiles,
         )
 
     def dialogue(self, parameters: ChatParameters, media: tuple[MediumView, ...]) -> Dialogue:

@@ -56,6 +56,15 @@ def frame_indices(*, frames: int, fps: float, num_segments: int, bound: Bound | 
     return tuple(min(int(first_index + segment / 2 + offset), last) for offset in offsets.tolist())
 
 
+def segments_at(rate: float, *, frames: int, fps: float, bound: Bound | None = None, most: int) -> int:
+    """How many frames a clip, or `bound` of it, gives at `rate` frames a second: at least one, at most `most`."""
+    seconds = frames / fps
+    if bound is not None:
+        start, end = _checked(bound, seconds)
+        seconds = min(end, seconds) - max(start, 0.0)
+    return max(1, min(most, int(seconds * rate + 1e-6)))  # 2.0 s written as 1.9999999 s are two seconds
+
+
 def _checked(bound: Bound, seconds: float) -> Bound:
     start, end = bound
     if not (math.isfinite(start) and math.isfinite(end)) or end <= start:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.jobs.errors import InvalidParameter, MediaNotFound, MediaTooLarge, UnsupportedMedia
 from pipelines.media import images, pages
-from pipelines.media.frames import frame_indices, open_video
+from pipelines.media.frames import frame_indices, open_video, segments_at
 from pipelines.media.limits import MediaLimits
 from pipelines.media.options import Output, PrepareOptions
 from pipelines.media.pack import EncodedPack, Pack, PackImage, TilePack
@@ -91,9 +91,12 @@ def prepare_video(session: Session, request: dict[str, Any]) -> Answer:
         raise InvalidParameter(f"num_segments may be at most {session.limits.sampled_frames}.", param="num_segments")
     session.close()
     with open_video(path, session.limits, readers=options.readers) as video:
-        indices = frame_indices(
-            frames=video.frames, fps=video.fps, num_segments=options.num_segments, bound=options.bound
-        )
+        segments = options.num_segments
+        if options.fps is not None:
+            segments = segments_at(
+                options.fps, frames=video.frames, fps=video.fps, bound=options.bound, most=options.num_segments
+            )
+        indices = frame_indices(frames=video.frames, fps=video.fps, num_segments=segments, bound=options.bound)
         seconds = ",".join(f"{index / video.fps:.3f}" for index in indices)
         meta = {"type": kind, "reader": type(video).__name__, "frames": str(video.frames), "seconds": seconds}
         stills = video.read(indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import asdict, dataclass
 
 from pipelines.jobs.errors import InvalidParameter
@@ -24,8 +25,8 @@ MIN_DPI, MAX_DPI = 36, 600
 class PrepareOptions:
     """Parameters of preprocessing; the defaults are the card's, and for video `max_tiles=1` is.
 
-    `max_tiles` an image or frame; `tile` pixels a side; `dpi` for PDF pages; `num_segments` and `bound` (seconds) for
-    videos; `readers` in the order in which they are tried.
+    `max_tiles` an image or frame; `tile` pixels a side; `dpi` for PDF pages; `num_segments`, `fps` (frames a
+    second, `num_segments` at most) and `bound` (seconds) for videos; `readers` in the order in which they are tried.
     """
 
     output: Output = Output.TILES
@@ -35,6 +36,7 @@ class PrepareOptions:
     dpi: int = 150
     num_segments: int = 32
     bound: Bound | None = None
+    fps: float | None = None
     readers: tuple[str, ...] = ("decord", "pyav")
 
     def __post_init__(self) -> None:
@@ -44,6 +46,8 @@ class PrepareOptions:
             raise InvalidParameter(f"dpi must be from {MIN_DPI} to {MAX_DPI}.", param="dpi")
         if self.num_segments < 1:
             raise InvalidParameter("num_segments must be at least 1.", param="num_segments")
+        if self.fps is not None and not (math.isfinite(self.fps) and self.fps > 0):
+            raise InvalidParameter("fps must be a number above 0.", param="fps")
 
     def parameters(self) -> dict[str, object]:
         """Everything that decides pixels, as JSON values: the parameters of `pack_key`."""

@@ -84,9 +84,11 @@ def allow(address: Address, rules: AccessRules) -> None:
                 raise SourceForbidden(
                     f"s3://{bucket} is not among the buckets this tenant may read; ask the operator to allow it"
                 )
-        case HttpsAddress():
+        case HttpsAddress(url=url):
             if not rules.https:
                 raise SourceDisabled("https sources are switched off here; upload the file or use S3")
+            if urlsplit(url).scheme != "https":
+                raise SourceForbidden("only https addresses are fetched; write https://…, or upload the file")
         case UploadAddress():
             pass  # looked up under the tenant's id, which is the check
 

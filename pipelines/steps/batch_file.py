@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.jobs.errors import InvalidParameter
+from pipelines.jobs.violations import most_telling, place_of
 from pipelines.steps.chat_request import ChatRequest
 
 ENDPOINT = "/v1/chat/completions"
@@ -89,9 +90,9 @@ def chat_request_of(body: dict[str, Any]) -> ChatRequest:
     try:
         request = ChatRequest.model_validate_json(json.dumps(body))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"])
-        raise InvalidParameter(f"body.{param}: {first['msg']}", param=f"body.{param}") from error
+        first = most_telling(error.errors(include_url=False))
+        param = ".".join(("body", *place_of(first)))
+        raise InvalidParameter(f"{param}: {first['msg'].removeprefix('Value error, ')}", param=param) from error
     if request.stream:
         raise InvalidParameter("body.stream: a batch does not stream; leave it out", param="body.stream")
     return request

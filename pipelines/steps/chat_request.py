@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = Annotated[str, Field(max_length=1_000_000)]
+Stop = Annotated[str, Field(min_length=1, max_length=1_000)]
 
 
 class Request(BaseModel):
@@ -62,16 +63,19 @@ class ChatMessage(Request):
 
 
 class StreamOptions(Request):
-    """How the stream ends."""
+    """How the stream ends. Chunks are never padded."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class VideoOptions(Request):
-    """How a video is sampled."""
+    """How a video is sampled: evenly, `num_frames` in all, or `fps` a second and `num_frames` at most."""
 
-    num_frames: int = Field(32, ge=-1, le=2_048, description="-1: all frames that were sent")
+    num_frames: Annotated[int, Field(ge=1, le=2_048)] | Literal[-1] = Field(
+        32, description="-1: all frames that were sent, or as many as fps gives"
+    )
+    fps: float | None = Field(None, gt=0, le=1_000, description="frames a second")
 
 
 class MediaOptions(Request):
@@ -87,7 +91,7 @@ class ResponseFormat(Request):
 
 
 class ChatRequest(Request):
-    """A chat completion. Without `temperature` the answer is greedy, as the model's own default is."""
+    """A chat completion. Without `temperature`, `top_k` or a `top_p` below 1 it is greedy, the model's own default."""
 
     model: str = Field(max_length=200)
     messages: list[ChatMessage] = Field(min_length=1, max_length=1_000)
@@ -98,9 +102,9 @@ class ChatRequest(Request):
     top_k: int | None = Field(None, ge=0, le=100_000)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
-    stop: str | list[str] | None = Field(None)
+    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="with stream")
     media_io_kwargs: MediaOptions | None = None
     max_tiles: int | None = Field(None, ge=1, le=40, description="tiles an image, beyond OpenAI's own parameters")
     n: Literal[1] | None = None
@@ -108,9 +112,29 @@ class ChatRequest(Request):
     presence_penalty: float | None = Field(None, ge=0, le=0)
     frequency_penalty: float | None = Field(None, ge=0, le=0)
     response_format: ResponseFormat | None = None
-    user: str | None = Field(None, max_length=512)
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
+    user: str | None = Field(None, max_length=512, description="kept with the request")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        None, max_length=16, description="kept with the request"
+    )
+    store: Literal[False] | None = None
+
+    @model_validator(mode="after")
+    def _options_fit_each_other(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options belongs to stream: true; set that, or leave it out")
+        return self
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the caller wants to find again."""
+        return {**(self.metadata or {}), **({"user": self.user} if self.user else {})}
+
+    @property
+    def sampled(self) -> bool:
+        """True where the answer is drawn, not the most likely one."""
+        if self.temperature is not None:
+            return self.temperature > 0
+        return self.top_k is not None or (self.top_p is not None and self.top_p < 1)
 
     def generation(self) -> dict[str, Any]:
         """The kind's decoding options."""
@@ -118,8 +142,9 @@ class ChatRequest(Request):
         tokens = self.max_completion_tokens or self.max_tokens
         if tokens is not None:
             options["max_new_tokens"] = tokens
-        if self.temperature:
-            options |= {"do_sample": True, "temperature": self.temperature}
+        if self.sampled:
+            # From all tokens, unless the caller says how many: the card's 50 is no part of OpenAI's protocol.
+            options |= {"do_sample": True, "temperature": self.temperature or 1.0, "top_k": 0}
         for name in ("top_p", "top_k", "repetition_penalty", "seed"):
             value = getattr(self, name)
             if value is not None:

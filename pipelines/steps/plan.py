@@ -189,9 +189,11 @@ class _Planner:
     def _conversation(self, line: BatchLine | BatchProblem) -> PlannedDocument:
         if isinstance(line, BatchProblem):  # the api found none; the file is what it was
             return _failed(f"line {line.number}", InvalidParameter(line.message))
-        metadata = {"line": line.number}
+        metadata: dict[str, Any] = {"line": line.number}
         try:
-            conversation = conversation_of(chat_request_of(line.body))
+            request = chat_request_of(line.body)
+            metadata = {**request.notes, **metadata}
+            conversation = conversation_of(request)
             urls = [
                 self._tools.keep_inline(self._spec, medium) if isinstance(medium, InlineMedium) else medium
                 for medium in conversation.media

@@ -117,7 +117,9 @@ class _Preparation:
         self._document = items[0].document
         self._kind: AnyKind = registry.get(spec.kind)
         parameters = self._kind.parse_parameters({**spec.parameters, **self._document.overrides})
-        self._options = options_of(self._kind.preprocessing(parameters), tools.output, tools.tile)
+        preprocessing = self._kind.preprocessing(parameters)
+        self._options = options_of(preprocessing, tools.output, tools.tile)
+        self._media_tiles = preprocessing.media_tiles
 
     def run(self) -> list[Result]:
         with ExitStack() as open_files:
@@ -143,6 +145,8 @@ class _Preparation:
             "image": self._options(MediaClass.IMAGE).parameters(),
             "video": self._options(MediaClass.VIDEO).parameters(),
         }
+        if self._media_tiles:
+            parameters["media_tiles"] = list(self._media_tiles)
         return packs.pack_key(str(self._spec.tenant_id), source, parameters)
 
     def _cut(
@@ -170,7 +174,7 @@ class _Preparation:
 
     def _whole(self, files: Sequence[SourceFile]) -> Pack:
         parts: list[tuple[Pack, MediumView]] = []
-        for file in files:
+        for index, file in enumerate(files):
             media_class = class_of(file.media_type)
             if media_class is MediaClass.DOCUMENT and file.media_type is MediaType.TIFF:
                 media_class = MediaClass.IMAGE  # a TIFF as one item is its first page
@@ -180,6 +184,8 @@ class _Preparation:
                     f"{self._document.name} is a {media_class}, but {self._kind.name} reads: {reads}"
                 )
             options = self._options(media_class)
+            if index < len(self._media_tiles):
+                options = replace(options, max_tiles=self._media_tiles[index])
             if media_class is MediaClass.VIDEO:
                 pack = self._tools.decoder.prepare_video(file.path, options)
             else:
@@ -206,6 +212,7 @@ def options_of(preprocessing: Preprocessing, output: Output, tile: int) -> Calla
             dpi=preprocessing.dpi,
             num_segments=preprocessing.num_segments,
             bound=preprocessing.bound if video else None,
+            fps=preprocessing.fps if video else None,
         )
 
     return choose

@@ -84,6 +84,7 @@ WHERE j.tenant_id = :tenant_id
   AND (CAST(:before AS uuid) IS NULL OR j.id < CAST(:before AS uuid))
   AND (CAST(:states AS text[]) IS NULL OR p.state = ANY(CAST(:states AS text[])))
   AND (CAST(:kind AS text) IS NULL OR j.kind = CAST(:kind AS text))
+  AND (CAST(:source_type AS text) IS NULL OR j.source ->> 'type' = CAST(:source_type AS text))
   AND (CAST(:metadata AS jsonb) IS NULL OR j.metadata @> CAST(:metadata AS jsonb))
   AND (CAST(:created_from AS timestamptz) IS NULL OR j.created_at >= CAST(:created_from AS timestamptz))
   AND (CAST(:created_until AS timestamptz) IS NULL OR j.created_at < CAST(:created_until AS timestamptz))
@@ -157,6 +158,7 @@ def list_jobs(
     before: uuid.UUID | None = None,
     states: Sequence[JobState] | None = None,
     kind: str | None = None,
+    source_type: str | None = None,
     metadata: JsonObject | None = None,
     created_from: datetime | None = None,
     created_until: datetime | None = None,
@@ -172,6 +174,7 @@ def list_jobs(
         "before": before,
         "states": None if states is None else [str(state) for state in states],
         "kind": kind,
+        "source_type": source_type,
         "metadata": None if metadata is None else to_json(metadata),
         "created_from": created_from,
         "created_until": created_until,

@@ -4,28 +4,50 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
+import httpx2
 from sqlalchemy import text
 
 from pipelines.engine.fake import FakeEngine
+from pipelines.engine.types import Engine
 from pipelines.jobs.errors import StoreUnavailable
+from pipelines.media.ssrf import guarded_client
 from pipelines.settings import Settings
 from pipelines.store import progress, sweep
 from pipelines.store.session import Database
+from workers.hints import CancelHints
 from workers.wiring import cpu_runtime, gpu_runtime
 
 _JOBS = text("SELECT id FROM jobs WHERE state IN ('queued', 'planning', 'running') ORDER BY priority, id")
 _DOCUMENTS = text("SELECT doc FROM documents WHERE job_id = :job AND state = 'pending'")
 _ITEMS = text("SELECT seq, state FROM items WHERE job_id = :job AND state IN ('pending', 'ready') ORDER BY seq")
 
+E = TypeVar("E", bound=Engine)
+
 
 @contextlib.contextmanager
 def working(settings: Settings, database: Database, *, hold: threading.Event | None = None) -> Iterator[FakeEngine]:
     """Work on every job while the context is open; with `hold`, nothing is answered until it is set."""
-    cpu = cpu_runtime(settings)
-    engine = FakeEngine()
+    with working_with(FakeEngine(), settings, database, hold=hold) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def working_with(
+    engine: E,
+    settings: Settings,
+    database: Database,
+    *,
+    hold: threading.Event | None = None,
+    hints: bool = False,
+    make_https: Callable[[], httpx2.Client] = guarded_client,
+) -> Iterator[E]:
+    """As `working`, over another engine, which is closed at the end; `hints`: cancelled jobs are heard of at once."""
+    cpu = cpu_runtime(settings, make_https=make_https)
     gpu = gpu_runtime(settings, engine)
+    listener = CancelHints(settings.redis_url, gpu.leases.check_now) if hints else None
     stop = threading.Event()
 
     def rounds() -> None:
@@ -62,6 +84,8 @@ def working(settings: Settings, database: Database, *, hold: threading.Event | N
     finally:
         stop.set()
         thread.join(30)
+        if listener is not None:
+            listener.close()
         cpu.close()
         gpu.close()
         engine.close()

@@ -20,7 +20,7 @@ from pipelines.jobs.errors import (
     MediaTooLarge,
     UnsupportedMedia,
 )
-from pipelines.media.frames import DecordReader, PyAVReader, check_video, frame_indices, open_video
+from pipelines.media.frames import DecordReader, PyAVReader, check_video, frame_indices, open_video, segments_at
 from pipelines.media.limits import MediaLimits
 from tests.contracts.video_reader_contract import CLIPS, VideoReaderContract
 from tests.unit.media import card
@@ -33,6 +33,25 @@ LIMITS = MediaLimits()
 def test_indices_are_the_cards(frames: int, fps: float, num_segments: int) -> None:
     ours = frame_indices(frames=frames, fps=fps, num_segments=num_segments)
     assert list(ours) == card.indices(frames, fps, num_segments)
+
+
+@given(st.integers(1, 100_000), st.floats(0.5, 240), st.floats(0.01, 1_000), st.integers(1, 2_048))
+def test_a_rate_gives_as_many_frames_as_the_seconds_hold(frames: int, fps: float, rate: float, most: int) -> None:
+    found = segments_at(rate, frames=frames, fps=fps, most=most)
+    assert 1 <= found <= most
+    if 1 < found < most:
+        assert found == pytest.approx(frames / fps * rate, abs=1)
+    assert segments_at(rate, frames=frames, fps=fps, bound=(0.0, frames / fps), most=most) == found
+
+
+def test_a_rate_counts_the_seconds_of_the_bound() -> None:
+    def at(rate: float, bound: tuple[float, float] | None = None) -> int:
+        return segments_at(rate, frames=250, fps=25.0, bound=bound, most=100)
+
+    assert at(2.0) == 20
+    assert at(2.0, (4.0, 6.0)) == 4
+    assert at(2.0, (9.0, 90.0)) == 2
+    assert at(0.01) == 1
 
 
 @given(st.integers(1, 100_000), st.floats(0.5, 240), st.integers(1, 64), st.floats(-10, 5000), st.floats(0.001, 5000))

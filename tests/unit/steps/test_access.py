@@ -78,3 +78,5 @@ def test_rules_are_applied() -> None:
     with pytest.raises(SourceDisabled):
         allow(HttpsAddress(url="https://example.com"), rules)
     allow(HttpsAddress(url="https://example.com"), AccessRules(buckets=(), https=True))
+    with pytest.raises(SourceForbidden, match="https"):
+        allow(HttpsAddress(url="http://example.com"), AccessRules(buckets=(), https=True))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pipelines.jobs.errors import InvalidParameter
 from pipelines.kinds import registry
@@ -62,14 +63,89 @@ def test_decoding_options_are_carried_over_and_greedy_without_a_temperature() ->
     assert generation(temperature=0.5, top_p=0.9, seed=3, stop="x", max_tokens=7) == {
         "do_sample": True,
         "temperature": 0.5,
+        "top_k": 0,
         "top_p": 0.9,
         "seed": 3,
         "stop": ["x"],
         "max_new_tokens": 7,
     }
-    assert converted({"role": "user", "content": [image(DATA)]}, max_tiles=3).parameters["max_tiles"] == 3
-    low = {"type": "image_url", "image_url": {"url": DATA, "detail": "low"}}
-    assert converted({"role": "user", "content": [low]}).parameters["max_tiles"] == 1
+    assert generation(top_p=1, temperature=None) == {"top_p": 1}
+    assert generation(top_p=0.5)["do_sample"] is True
+    assert generation(top_k=9) == {"do_sample": True, "temperature": 1.0, "top_k": 9}
+    assert "do_sample" not in generation(top_p=0.5, temperature=0)
+    assert generation(max_tokens=7, max_completion_tokens=9) == {"max_new_tokens": 9}
+
+
+def tiles(*details: str | None, **options: Any) -> tuple[int, tuple[int, ...]]:
+    """What the kind makes of images of these details; None is a video."""
+    video = {"type": "video_url", "video_url": {"url": "s3://b/clip.mp4"}}
+    parts = [
+        video if detail is None else {"type": "image_url", "image_url": {"url": DATA, "detail": detail}}
+        for detail in details
+    ]
+    chat = registry.get("chat")
+    made = converted({"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, **options)
+    preprocessing = chat.preprocessing(chat.parse_parameters(made.parameters))
+    return preprocessing.max_tiles, preprocessing.media_tiles
+
+
+def test_the_detail_of_each_image_decides_its_tiles() -> None:
+    assert tiles("auto") == (12, ())
+    assert tiles("auto", "high", max_tiles=3) == (3, ())
+    assert tiles("low", "low", max_tiles=3) == (1, ())
+    assert tiles("low", "high") == (12, (1, 12))
+    assert tiles("high", "low", None, max_tiles=40) == (40, (40, 1, 1))
+
+
+def sampling(url: str, **video: Any) -> tuple[int, float | None, int]:
+    """Segments, rate, and how many media there are."""
+    part = {"type": "video_url", "video_url": {"url": url}}
+    made = converted(
+        {"role": "user", "content": [part, {"type": "text", "text": "?"}]}, media_io_kwargs={"video": video}
+    )
+    chat = registry.get("chat")
+    preprocessing = chat.preprocessing(chat.parse_parameters(made.parameters))
+    return preprocessing.num_segments, preprocessing.fps, len(made.media)
+
+
+def test_a_video_is_sampled_by_number_or_by_rate() -> None:
+    clip, frames = "s3://b/clip.mp4", "data:video/jpeg;base64," + ",".join(["anBlZw=="] * 6)
+    assert sampling(clip) == (32, None, 1)
+    assert sampling(clip, num_frames=8) == (8, None, 1)
+    assert sampling(clip, fps=0.5) == (32, 0.5, 1)
+    assert sampling(clip, fps=2, num_frames=-1) == (2_048, 2.0, 1)
+    assert sampling(frames)[2] == 6
+    assert sampling(frames, num_frames=-1)[2] == 6
+    assert sampling(frames, num_frames=3)[2] == 3
+    with pytest.raises(InvalidParameter) as caught:
+        sampling(clip, num_frames=-1)
+    assert caught.value.param == "media_io_kwargs.video.num_frames"
+    with pytest.raises(InvalidParameter) as caught:
+        sampling(frames, fps=2)
+    assert caught.value.param == "media_io_kwargs.video.fps"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 2},
+        {"stream_options": {"include_usage": True}},
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        {"store": True},
+        {"stop": ["x"] * 9},
+        {"stop": ""},
+        {"logprobs": True},
+        {"presence_penalty": 0.5},
+        {"tools": []},
+        {"metadata": {"name": 1}},
+        {"media_io_kwargs": {"video": {"num_frames": 0}}},
+        {"media_io_kwargs": {"audio": {}}},
+    ],
+)
+def test_what_cannot_be_done_is_refused_not_dropped(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        converted({"role": "user", "content": "?"}, **options)
+    assert next(iter(options)) in str(caught.value)
 
 
 def test_joined_frames_are_written_as_the_card_does() -> None:
