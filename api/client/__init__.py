@@ -21,7 +21,7 @@ from .errors import (
     ServerError,
     WaitTimeout,
 )
-from .models import Failure, File, Item, Job, KindInfo, Result, Usage
+from .models import Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
 from .retry import RetryPolicy
 
 __all__ = [
@@ -46,5 +46,6 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "Usage",
+    "UsageReport",
     "WaitTimeout",
 ]

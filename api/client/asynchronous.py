@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TypeVar
@@ -9,11 +10,11 @@ from typing import TypeVar
 import anyio
 import httpx2
 
-from . import operations
+from . import file_operations, following, operations, saving
 from .binding import async_iterating, awaiting
-from .calls import Answer, Call, Emit, Listing, Operation, Pause
+from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
-from .transport import address, lost_of, reply_of, request_arguments
+from .transport import Address, address, lost_of, reply_of, request_arguments
 
 T = TypeVar("T")
 
@@ -26,11 +27,12 @@ class AsyncFiles:
         self.drive = client.drive
         self.iterate = client.iterate
 
-    upload = awaiting(operations.upload)
-    get = awaiting(operations.file)
-    list = async_iterating(operations.files)
-    delete = awaiting(operations.delete_file)
-    content = awaiting(operations.file_content)
+    upload = awaiting(file_operations.upload)
+    get = awaiting(file_operations.file)
+    list = async_iterating(file_operations.files)
+    delete = awaiting(file_operations.delete_file)
+    content = awaiting(file_operations.file_content)
+    download = awaiting(saving.download)
 
 
 class AsyncClient:
@@ -56,14 +58,18 @@ class AsyncClient:
     submit = awaiting(operations.submit)
     job = awaiting(operations.job)
     jobs = async_iterating(operations.jobs)
-    wait = awaiting(operations.wait)
+    wait = awaiting(following.wait)
+    events = async_iterating(following.events)
     items = async_iterating(operations.items)
     item = awaiting(operations.item)
+    item_tiles = awaiting(operations.item_tiles)
     results = async_iterating(operations.results)
     markdown = awaiting(operations.markdown)
+    save_results = awaiting(saving.save_results)
     cancel = awaiting(operations.cancel)
     redrive = awaiting(operations.redrive)
     kinds = awaiting(operations.kinds)
+    usage = awaiting(operations.usage)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -80,34 +86,74 @@ class AsyncClient:
     async def drive(self, operation: Operation[T]) -> T:
         """Perform the steps of an operation; its value."""
         answer: Answer = None
-        while True:
-            try:
-                step = operation.send(answer)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            answer = await self._perform(step)
+        async with contextlib.aclosing(_Run(self._http, self._where)) as run:
+            with contextlib.closing(operation):
+                while True:
+                    try:
+                        step = operation.send(answer)
+                    except StopIteration as stop:
+                        value: T = stop.value
+                        return value
+                    answer = await run.perform(step)
 
     async def iterate(self, listing: Listing[T]) -> AsyncIterator[T]:
         """Perform the steps of a listing as it is iterated."""
         answer: Answer = None
-        while True:
-            try:
-                step = listing.send(answer)
-            except StopIteration:
-                return
-            if isinstance(step, Emit):
-                yield step.value
-                answer = None
-            else:
-                answer = await self._perform(step)
+        async with contextlib.aclosing(_Run(self._http, self._where)) as run:
+            with contextlib.closing(listing):
+                while True:
+                    try:
+                        step = listing.send(answer)
+                    except StopIteration:
+                        return
+                    if isinstance(step, Emit):
+                        yield step.value
+                        answer = None
+                    else:
+                        answer = await run.perform(step)
 
-    async def _perform(self, step: Call | Pause) -> Answer:
+
+class _Run:
+    """One operation as it is performed. It holds the answer that is being streamed."""
+
+    def __init__(self, http: httpx2.AsyncClient, where: Address) -> None:
+        self._http = http
+        self._where = where
+        self._streamed: httpx2.Response | None = None
+        self._pieces: AsyncIterator[bytes] | None = None
+
+    async def perform(self, step: Call | More | Pause) -> Answer:
+        """Do one step; what came of it."""
         if isinstance(step, Pause):
             await anyio.sleep(step.seconds)
             return None
         try:
+            if isinstance(step, More):
+                return await self._more()
+            await self.aclose()
             with request_arguments(step, self._where.timeout) as arguments:
-                return reply_of(await self._http.request(**arguments))
+                if not step.stream:
+                    return reply_of(await self._http.request(**arguments))
+                return await self._open(self._http.build_request(**arguments))
         except httpx2.TransportError as error:
             return lost_of(error, self._where.base_url)
+
+    async def aclose(self) -> None:
+        """Let go of what is being streamed."""
+        streamed, self._streamed, self._pieces = self._streamed, None, None
+        if streamed is not None:
+            await streamed.aclose()
+
+    async def _open(self, request: httpx2.Request) -> Answer:
+        response = await self._http.send(request, stream=True)
+        self._streamed = response
+        if response.is_error:
+            await response.aread()
+            return reply_of(response)
+        self._pieces = response.aiter_bytes()
+        return reply_of(response, body=b"")
+
+    async def _more(self) -> Piece:
+        if self._pieces is None:
+            return Piece(data=b"")
+        return Piece(data=await anext(self._pieces, b""))

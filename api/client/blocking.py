@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -9,11 +10,11 @@ from typing import TypeVar
 
 import httpx2
 
-from . import operations
+from . import file_operations, following, operations, saving
 from .binding import blocking, iterating
-from .calls import Answer, Call, Emit, Listing, Operation, Pause
+from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
-from .transport import address, lost_of, reply_of, request_arguments
+from .transport import Address, address, lost_of, reply_of, request_arguments
 
 T = TypeVar("T")
 
@@ -26,11 +27,12 @@ class Files:
         self.drive = client.drive
         self.iterate = client.iterate
 
-    upload = blocking(operations.upload)
-    get = blocking(operations.file)
-    list = iterating(operations.files)
-    delete = blocking(operations.delete_file)
-    content = blocking(operations.file_content)
+    upload = blocking(file_operations.upload)
+    get = blocking(file_operations.file)
+    list = iterating(file_operations.files)
+    delete = blocking(file_operations.delete_file)
+    content = blocking(file_operations.file_content)
+    download = blocking(saving.download)
 
 
 class Client:
@@ -59,14 +61,18 @@ class Client:
     submit = blocking(operations.submit)
     job = blocking(operations.job)
     jobs = iterating(operations.jobs)
-    wait = blocking(operations.wait)
+    wait = blocking(following.wait)
+    events = iterating(following.events)
     items = iterating(operations.items)
     item = blocking(operations.item)
+    item_tiles = blocking(operations.item_tiles)
     results = iterating(operations.results)
     markdown = blocking(operations.markdown)
+    save_results = blocking(saving.save_results)
     cancel = blocking(operations.cancel)
     redrive = blocking(operations.redrive)
     kinds = blocking(operations.kinds)
+    usage = blocking(operations.usage)
 
     def close(self) -> None:
         """Close the connections."""
@@ -83,34 +89,72 @@ class Client:
     def drive(self, operation: Operation[T]) -> T:
         """Perform the steps of an operation; its value."""
         answer: Answer = None
-        while True:
-            try:
-                step = operation.send(answer)
-            except StopIteration as stop:
-                value: T = stop.value
-                return value
-            answer = self._perform(step)
+        with contextlib.closing(_Run(self._http, self._where)) as run, contextlib.closing(operation):
+            while True:
+                try:
+                    step = operation.send(answer)
+                except StopIteration as stop:
+                    value: T = stop.value
+                    return value
+                answer = run.perform(step)
 
     def iterate(self, listing: Listing[T]) -> Iterator[T]:
         """Perform the steps of a listing as it is iterated."""
         answer: Answer = None
-        while True:
-            try:
-                step = listing.send(answer)
-            except StopIteration:
-                return
-            if isinstance(step, Emit):
-                yield step.value
-                answer = None
-            else:
-                answer = self._perform(step)
+        with contextlib.closing(_Run(self._http, self._where)) as run, contextlib.closing(listing):
+            while True:
+                try:
+                    step = listing.send(answer)
+                except StopIteration:
+                    return
+                if isinstance(step, Emit):
+                    yield step.value
+                    answer = None
+                else:
+                    answer = run.perform(step)
 
-    def _perform(self, step: Call | Pause) -> Answer:
+
+class _Run:
+    """One operation as it is performed. It holds the answer that is being streamed."""
+
+    def __init__(self, http: httpx2.Client, where: Address) -> None:
+        self._http = http
+        self._where = where
+        self._streamed: httpx2.Response | None = None
+        self._pieces: Iterator[bytes] | None = None
+
+    def perform(self, step: Call | More | Pause) -> Answer:
+        """Do one step; what came of it."""
         if isinstance(step, Pause):
             time.sleep(step.seconds)
             return None
         try:
+            if isinstance(step, More):
+                return self._more()
+            self.close()
             with request_arguments(step, self._where.timeout) as arguments:
-                return reply_of(self._http.request(**arguments))
+                if not step.stream:
+                    return reply_of(self._http.request(**arguments))
+                return self._open(self._http.build_request(**arguments))
         except httpx2.TransportError as error:
             return lost_of(error, self._where.base_url)
+
+    def close(self) -> None:
+        """Let go of what is being streamed."""
+        streamed, self._streamed, self._pieces = self._streamed, None, None
+        if streamed is not None:
+            streamed.close()
+
+    def _open(self, request: httpx2.Request) -> Answer:
+        response = self._http.send(request, stream=True)
+        self._streamed = response
+        if response.is_error:
+            response.read()
+            return reply_of(response)
+        self._pieces = response.iter_bytes()
+        return reply_of(response, body=b"")
+
+    def _more(self) -> Piece:
+        if self._pieces is None:
+            return Piece(data=b"")
+        return Piece(data=next(self._pieces, b""))

@@ -44,6 +44,26 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsageReport:
+    """What all jobs created in a time have spent, and what lies there now."""
+
+    jobs: int
+    stored_bytes: int
+    active_items: int
+    spent: Usage
+
+    @classmethod
+    def from_json(cls, value: Json) -> UsageReport:
+        """From the server's form."""
+        return cls(
+            jobs=value["jobs"],
+            stored_bytes=value["stored_bytes"],
+            active_items=value["active_items"],
+            spent=Usage.from_json(value),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A job. `counts`: items by state; `total`: items known so far, all of them once `planned`; `progress` 0 to 1."""
 

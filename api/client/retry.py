@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .calls import Call, Lost, Operation, Pause, Reply
+from .calls import Answer, Call, Lost, Operation, Pause, Reply
 from .errors import ApiError, BatchsightError, ConnectionFailed, error_of
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -42,15 +42,17 @@ def exchange(call: Call, policy: RetryPolicy) -> Operation[Reply]:
     raise AssertionError("unreachable: the count does not end")
 
 
-def _failure(answer: Reply | Lost | None) -> BatchsightError:
+def _failure(answer: Answer) -> BatchsightError:
     if isinstance(answer, Reply):
         return error_of(answer.status, answer.headers, answer.body)
-    failure = ConnectionFailed(answer.reason if answer else "no answer")
-    failure.__cause__ = answer.cause if answer else None
+    if not isinstance(answer, Lost):
+        return ConnectionFailed("no answer")
+    failure = ConnectionFailed(answer.reason)
+    failure.__cause__ = answer.cause
     return failure
 
 
-def _worth_it(answer: Reply | Lost | None, failure: BatchsightError) -> bool:
+def _worth_it(answer: Answer, failure: BatchsightError) -> bool:
     if not isinstance(answer, Reply):
         return True
     said = answer.headers.get("x-should-retry")

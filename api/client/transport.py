@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import httpx2
 
-from .calls import Call, Lost, Reply
+from .calls import Call, Lost, Reply, Upload
 from .errors import ConfigurationError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -54,27 +54,52 @@ def request_arguments(call: Call, default_timeout: float) -> Iterator[dict[str, 
     if call.upload is None:
         yield arguments
         return
-    with _opened(call.upload.content) as content:
+    with _opened(call.upload) as content:
         arguments["data"] = dict(call.upload.fields)
         arguments["files"] = {"file": (call.upload.filename, content)}
         yield arguments
 
 
 @contextlib.contextmanager
-def _opened(content: bytes | Path) -> Iterator[bytes | IO[bytes]]:
-    if isinstance(content, bytes):
+def _opened(upload: Upload) -> Iterator[bytes | IO[bytes]]:
+    content = upload.content
+    if isinstance(content, bytes) and upload.on_progress is None:
         yield content
         return
-    with content.open("rb") as stream:
-        yield stream
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
+        yield stream if upload.on_progress is None else _Counted(stream, upload.on_progress)  # type: ignore[misc]  # as much of a file as is read
 
 
-def reply_of(response: httpx2.Response) -> Reply:
-    """Header names in lower case."""
+class _Counted:
+    """A file that says how far it has been read."""
+
+    def __init__(self, stream: IO[bytes], on_progress: Callable[[int, int], None]) -> None:
+        self._stream = stream
+        self._on_progress = on_progress
+        self._size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read, and say how far."""
+        data = self._stream.read(size)
+        self._on_progress(self._stream.tell(), self._size)
+        return data
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As the file's."""
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As the file's."""
+        return self._stream.tell()
+
+
+def reply_of(response: httpx2.Response, *, body: bytes | None = None) -> Reply:
+    """Header names in lower case. `body`: instead of the response's own, which is read later."""
     return Reply(
         status=response.status_code,
         headers={name.lower(): value for name, value in response.headers.items()},
-        body=response.content,
+        body=response.content if body is None else body,
     )
 
 

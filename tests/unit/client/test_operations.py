@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from api.client import (
     RetryPolicy,
     ServerError,
     WaitTimeout,
+    following,
     operations,
 )
 from api.client.calls import Answer, Call, Emit, Lost, Pause, Reply
@@ -170,7 +172,7 @@ def test_results_go_on_behind_the_last_line() -> None:
         return {"job_id": "j", "seq": seq, "name": "a", "document": 0, "state": "succeeded", "attempt": 1, "text": "t"}
 
     def server(call: Call) -> Answer:
-        after, limit = int(call.query.get("after", -1)), int(call.query["limit"])
+        after, limit = int(str(call.query.get("after", -1))), int(str(call.query["limit"]))
         rows = [line(seq) for seq in range(after + 1, 1_203)][:limit]
         return Reply(status=200, headers={}, body=b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
@@ -187,7 +189,7 @@ def test_waiting_sends_the_etag_and_reports_every_version() -> None:
         reply({**JOB, "state": "succeeded", "version": 4}, etag='W/"4"'),
     ]
     seen: list[int] = []
-    job, steps = run(operations.wait(Core(), "j", on_update=lambda job: seen.append(job.version)), script(*versions))
+    job, steps = run(following.wait(Core(), "j", on_update=lambda job: seen.append(job.version)), script(*versions))
     assert job.finished
     assert seen == [3, 4]
     calls = [step for step in steps if isinstance(step, Call)]
@@ -199,7 +201,50 @@ def test_waiting_sends_the_etag_and_reports_every_version() -> None:
 
 def test_waiting_ends_when_its_time_is_up() -> None:
     with pytest.raises(WaitTimeout, match="still running"):
-        run(operations.wait(Core(), "j", timeout=0), script(*[reply(JOB, etag="x")] * 9))
+        run(following.wait(Core(), "j", timeout=0), script(*[reply(JOB, etag="x")] * 9))
+
+
+def test_waiting_honours_a_server_that_asks_for_patience() -> None:
+    _, steps = run(
+        following.wait(Core(), "j"),
+        script(
+            problem(429, "rate_limited", retry_after="9"),
+            problem(503, "x", retry_after="4"),
+            reply({**JOB, "state": "failed"}, etag="x"),
+        ),
+    )
+    assert [step.seconds for step in steps if isinstance(step, Pause)] == [9.0, 4.0]
+
+
+def test_what_waiting_cannot_help_is_raised() -> None:
+    with pytest.raises(AuthenticationFailed):
+        run(following.wait(Core(), "j"), script(problem(401, "unauthenticated")))
+
+
+def test_jobs_are_filtered_by_every_filter_the_server_has() -> None:
+    page = reply({"data": [], "has_more": False, "last_id": None})
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    _, (call,) = run(
+        operations.jobs(
+            Core(),
+            state=["failed", "partial"],
+            kind="ocr",
+            metadata={"case": "17"},
+            created_after=noon,
+            created_before=noon,
+            parent_id="p",
+        ),
+        script(page),
+    )
+    assert call.query == {
+        "state": ["failed", "partial"],
+        "kind": "ocr",
+        "metadata[case]": "17",
+        "created_after": noon.astimezone().isoformat(),
+        "created_before": noon.astimezone().isoformat(),
+        "parent_id": "p",
+        "limit": "200",
+    }
 
 
 def test_an_id_never_changes_the_path() -> None:
