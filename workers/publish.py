@@ -55,7 +55,8 @@ class Publisher:
     def __init__(self, redis_url: str, *, window: int = 64) -> None:
         self._window = window
         self._lock = threading.Lock()
-        self._connection = Connection(redis_url, transport_options=_TRANSPORT)
+        self._redis_url = redis_url
+        self._connection: Connection | None = None
         self._producer: Producer | None = None
         self._redis = redis.Redis.from_url(
             redis_url,
@@ -70,13 +71,14 @@ class Publisher:
         with self._lock, _mapped():
             try:
                 if self._producer is None:
+                    # A new one each time: kombu's connection cannot be used again once it is closed.
+                    self._connection = Connection(self._redis_url, transport_options=_TRANSPORT)
                     self._producer = Producer(self._connection.channel())
                 with self._producer.batch(max_size=_BATCH):  # type: ignore[attr-defined]  # newer than its stubs
                     for message in messages:
                         self._publish(self._producer, message)
             except BaseException:
-                self._producer = None
-                self._connection.close()
+                self._disconnect()
                 raise
 
     def plan(self, job_id: uuid.UUID) -> None:
@@ -109,9 +111,14 @@ class Publisher:
     def close(self) -> None:
         """Close the connections. Repeatable."""
         with self._lock:
-            self._producer = None
-            self._connection.close()
+            self._disconnect()
         self._redis.close()
+
+    def _disconnect(self) -> None:
+        self._producer = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def _publish(self, producer: Producer, message: Message) -> None:
         name, arguments = _call(message)

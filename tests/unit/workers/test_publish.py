@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
 
+from deploy.local.servers import Redis
 from pipelines.control.cancel import HINT_CHANNEL
 from pipelines.control.messages import InferMessage, Message, PaginateMessage, PlanMessage, PrepareMessage, QueueName
 from pipelines.jobs.errors import BrokerUnavailable
@@ -123,6 +125,20 @@ def test_a_connection_that_was_cut_is_opened_anew(publisher: Publisher, redis_ur
         except BrokerUnavailable:
             continue
     assert sum(publisher.depths().waiting.values()) >= 2 * len(MESSAGES)
+
+
+def test_a_publisher_that_met_a_dead_redis_publishes_again_when_it_is_back(tmp_path: Path) -> None:
+    with Redis(tmp_path / "redis", durable=False) as server:
+        publisher = Publisher(server.url)
+        publisher.publish(MESSAGES)
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable):
+                publisher.publish(MESSAGES)
+        server.start()
+        publisher.publish(MESSAGES)
+        assert sum(publisher.depths().waiting.values()) == len(MESSAGES)
+        publisher.close()
 
 
 def test_a_celery_worker_runs_what_was_published(publisher: Publisher, redis_url: str) -> None:
