@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from celery import Celery
+from celery import Celery, Task
 from kombu import Exchange, Queue
 
 from pipelines.settings import Settings
@@ -60,9 +60,13 @@ _BY_ROLE: dict[Role, dict[str, Any]] = {
 }
 
 
+class _Task(Task):  # type: ignore[type-arg]  # generic in its stubs alone
+    Request = "workers.request:AcknowledgedRequest"
+
+
 def create_app(settings: Settings, role: Role) -> Celery:
     """The application of one process."""
-    app = Celery("batchsight", broker=settings.redis_url)
+    app: Celery = Celery("batchsight", broker=settings.redis_url, task_cls=_Task)
     app.conf.update(_COMMON)
     app.conf.update(_BY_ROLE[role])
     queues = [Queue(name, _EXCHANGE, routing_key=name) for name in QUEUES]

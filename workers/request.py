@@ -1,0 +1,36 @@
+"""Celery's request, with an acknowledgement that is not lost in silence.
+
+Celery logs an acknowledgement that Redis did not take and goes on; the message then counts against the worker's
+prefetch for ever. A worker whose slots were all busy when Redis restarted has no read under way that could fail, so it
+would never ask for a message again, and its health would look good. Here the loss ends the broken connection, as a
+failed read does: the consumer opens a new one and begins to count anew.
+"""
+
+from __future__ import annotations
+
+import structlog
+from celery.worker.request import Request
+from kombu.asynchronous import get_event_loop
+
+_log = structlog.get_logger(__name__)
+
+
+class AcknowledgedRequest(Request):
+    """Named by `workers.app`."""
+
+    def acknowledge(self) -> None:
+        """Tell Redis that the message is done with. Called in the consumer's loop, or in a thread of the pool."""
+        if self.acknowledged:
+            return
+        errors: tuple[type[Exception], ...] = self.connection_errors
+        try:
+            self.message.ack()
+        except errors as error:
+            _log.warning("acknowledgement_lost", error=repr(error))
+            if (loop := get_event_loop()) is not None:
+                loop.call_soon(_raise, error)
+        self.acknowledged = True
+
+
+def _raise(error: Exception) -> None:
+    raise error
