@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=120.0)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--poison", type=int, default=0, help="of each sort; 0: one per cent together")
+    parser.add_argument("--killers", type=int, default=0, help="items that kill an engine worker; 0: one in 5,000")
+    parser.add_argument("--pause", type=float, default=0.0, help="seconds between faults; 0: longer for more items")
+    parser.add_argument("--engine-seconds", type=float, default=0.2, help="what one answer takes")
     parser.add_argument("--folder", type=Path, help="an empty folder for data, logs, report.json and faults.jsonl")
     chosen = parser.parse_args()
     folder = chosen.folder or Path(tempfile.mkdtemp(prefix="batchsight-chaos-"))
@@ -29,9 +32,10 @@ def main() -> int:
         seed=chosen.seed,
         minutes=chosen.minutes,
         kills=chosen.kills,
-        poison=chosen.poison or max(1, chosen.items // 600),
-        engine_seconds=0.2,
-        pause=max(1.0, chosen.items / 4_000),
+        poison=chosen.poison or max(1, chosen.items // 500),
+        killers=chosen.killers or max(1, chosen.items // 5_000),
+        engine_seconds=chosen.engine_seconds,
+        pause=chosen.pause or max(0.7, chosen.items / 10_000),
     )
     report = run(plan, folder)
     show(report, Console())
@@ -47,6 +51,7 @@ def show(report: Report, console: Console) -> None:
             table.add_row(name, str(value))
     table.add_row("deepest queue", str(report.deepest_queue))
     table.add_row("most ready bytes", str(report.most_ready_bytes))
+    table.add_row("hits", str(report.hits))
     for name, reason in report.not_run.items():
         table.add_row(f"not run: {name}", reason)
     console.print(table)

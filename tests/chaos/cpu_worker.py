@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from functools import partial
@@ -14,6 +15,8 @@ from workers.lifecycle import run_cpu_worker
 
 def main() -> int:
     """Run until told to stop."""
+    role = os.environ["CHAOS_ROLE"]
+    socket.gethostname = lambda: role  # workers are named after their host
     if skew := float(os.environ.get("CHAOS_CLOCK_SKEW", "0")):
         right = time.time
         time.time = lambda: right() + skew

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import statistics
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,13 @@ from typing import Any
 
 from pipelines.jobs.states import ITEM_TERMINAL, JOB_TERMINAL
 from pipelines.store.session import Database
+from tests.chaos import claims
+from tests.chaos.answers import Answered
 from tests.chaos.load import Wanted, expected_media_hash
 
 _TERMINAL = {str(state) for state in ITEM_TERMINAL}
 _JOB_TERMINAL = {str(state) for state in JOB_TERMINAL}
-_LEAST_ATTEMPTS = 2  # one claim to prepare, one to answer
+_FAKE = hashlib.sha256(b"fake").hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,12 @@ class Accepted:
 
 @dataclass(kw_only=True)
 class Ledger:
-    """Counts of items. The first block must be zero; each entry of `broken` is a promise that was not kept."""
+    """Counts of items. The first block must be zero; each entry of `broken` is a promise that was not kept.
+
+    `by_the_model`: answered by the real engine. `repeated_work`: claims that have to be made again because a worker
+    died, froze or stopped, or a pack was damaged. `retries`: claims that ended in a counted retry, by code: the source,
+    the disk or the item itself was the reason.
+    """
 
     lost: int = 0
     duplicated: int = 0
@@ -47,18 +54,22 @@ class Ledger:
     failed: int = 0
     cancelled: int = 0
     recovered: int = 0
-    attempts: int = 0
+    by_the_model: int = 0
+    claims: int = 0
+    lost_leases: int = 0
     repeated_work: int = 0
+    retries: dict[str, int] = field(default_factory=dict)
     zombies_rejected: int = 0
     terminal_changes_refused: int = 0
     recovery_p50: float = 0.0
     recovery_p99: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
+    to_ask_again: list[Answered] = field(default_factory=list, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "to_ask_again"}
 
 
 def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: Path | None = None) -> Ledger:
@@ -67,15 +78,17 @@ def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: 
     known = {job.job_id for job in accepted}
     with database.begin() as conn:
         strays = conn.exec_driver_sql("SELECT id FROM jobs").scalars().all()
-        recoveries = _recoveries(conn)
+        noted = claims.summary(conn)
     for stray in set(strays) - known:
         ledger.unexpected += 1
         ledger.broken.append(f"job {stray} was accepted twice, or never submitted")
     for job in accepted:
         _check_job(database, job, ledger, tile)
-    if recoveries:
-        ledger.recovery_p50 = round(statistics.median(recoveries), 2)
-        ledger.recovery_p99 = round(sorted(recoveries)[int(0.99 * (len(recoveries) - 1))], 2)
+    ledger.claims = sum(noted.endings.values())
+    ledger.lost_leases = noted.endings.get("lost", 0)
+    ledger.repeated_work = sum(noted.endings.get(how, 0) for how in ("lost", "released", "repaired"))
+    ledger.retries = noted.retries
+    ledger.recovery_p50, ledger.recovery_p99 = noted.recovery_p50, noted.recovery_p99
     if logs is not None:
         text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs.glob("*.log")))
         ledger.zombies_rejected = len(re.findall(r'"event": ?"zombie_write_rejected"', text))
@@ -85,19 +98,12 @@ def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: 
     return ledger
 
 
-def _recoveries(conn: Any) -> list[float]:
-    if conn.exec_driver_sql("SELECT to_regclass('chaos_recoveries')").scalar_one() is None:
-        return []
-    took = "SELECT extract(epoch FROM claimed - contact) FROM chaos_recoveries WHERE claimed IS NOT NULL"
-    return [float(value) for value in conn.exec_driver_sql(took).scalars()]
-
-
 def _check_job(database: Database, job: Accepted, ledger: Ledger, tile: int) -> None:
     with database.begin() as conn:
         rows = conn.exec_driver_sql(
             "SELECT i.seq, i.state, i.attempt, i.losses, i.error_code, d.name, r.attempt AS made_by, r.media_hash,"
-            " r.text FROM items i JOIN documents d USING (job_id, doc) LEFT JOIN results r USING (job_id, seq)"
-            " WHERE i.job_id = %s",
+            " r.text, r.provenance FROM items i JOIN documents d USING (job_id, doc)"
+            " LEFT JOIN results r USING (job_id, seq) WHERE i.job_id = %s",
             (job.job_id,),
         ).all()
         state = conn.exec_driver_sql("SELECT state FROM jobs WHERE id = %s", (job.job_id,)).scalar_one_or_none()
@@ -128,7 +134,6 @@ def _check_job(database: Database, job: Accepted, ledger: Ledger, tile: int) -> 
 
 
 def _check_item(row: Any, wanted: Wanted, job: Accepted, ledger: Ledger, tile: int) -> None:
-    ledger.attempts += row.attempt
     where = f"{job.label} {row.name}"
     if (row.made_by is None) is (row.state == "succeeded") or row.made_by not in {None, row.attempt}:
         ledger.wrong_attempt += 1
@@ -137,9 +142,21 @@ def _check_item(row: Any, wanted: Wanted, job: Accepted, ledger: Ledger, tile: i
         case "succeeded":
             ledger.succeeded += 1
             ledger.recovered += row.losses > 0
-            ledger.repeated_work += max(0, row.attempt - _LEAST_ATTEMPTS)
             media_hash = expected_media_hash(wanted.colour, tile)
-            if row.media_hash != media_hash or f"media {media_hash}" not in row.text:
+            real = row.provenance["weights_hash"] != _FAKE
+            if real:
+                ledger.by_the_model += 1
+                about = row.provenance
+                ledger.to_ask_again.append(
+                    Answered(
+                        where=where,
+                        kind=about["kind"],
+                        parameters=about["parameters"],
+                        colour=wanted.colour,
+                        text=row.text,
+                    )
+                )
+            if row.media_hash != media_hash or not (real or f"media {media_hash}" in row.text):
                 ledger.wrong_medium += 1
                 ledger.broken.append(f"{where}: the answer is about another medium")
             right = wanted.code is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -21,8 +21,9 @@ from pipelines.steps.prepare import media_hash_of
 from tests.chaos.operations import MARK
 
 DECODER_POISON = {"segfault": "decoder_crashed", "hang": "decode_timed_out", "memory": "decoder_out_of_memory"}
-ENGINE_POISON = {"memory": "worker_out_of_memory", "exit": "internal_error", "segfault": "worker_lost"}
-LOST = "worker_lost"
+ENGINE_POISON = {"memory": "worker_out_of_memory", "exit": "internal_error"}
+KILLER, LOST = "segfault", "worker_lost"
+_ANSWER = {"generation": {"max_new_tokens": 12}}  # the deterministic answer has six words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +56,30 @@ class Load:
     seed: int
     _colours: list[int] = field(default_factory=list)
 
-    def jobs(self, items: int, *, poison: int) -> list[PlannedJob]:
-        """`items` over six jobs, `poison` of each sort; and one small job that will be cancelled."""
-        draw = random.Random(self.seed)
-        each = items // 6
-        self._colours = draw.sample(range(1 << 24), items + each)
-        jobs = [self._job(draw, number, each, poison if number < 2 else 0) for number in range(6)]
-        return [self._job(draw, 6, each, 0, cancelled=True), *jobs]
+    def jobs(self, items: int, *, poison: int, killers: int) -> list[PlannedJob]:
+        """`items` over six jobs; and one job more that will be cancelled.
 
-    def _job(self, draw: random.Random, number: int, size: int, poison: int, *, cancelled: bool = False) -> PlannedJob:
+        `poison` of each sort that harms its own decoder or request alone, `killers` that take an engine worker along.
+        Job 0 is small, so that it ends and is redriven while the others run.
+        """
+        draw = random.Random(self.seed)
+        first = items // 10
+        each = (items - first) // 5
+        self._colours = draw.sample(range(1 << 24), first + 6 * each)
+        decoder = list(DECODER_POISON) * poison
+        engine = [*list(ENGINE_POISON) * poison, *[KILLER] * killers]
+        jobs = [self._job(draw, 0, first, decoder), self._job(draw, 1, each, engine)]
+        jobs += [self._job(draw, number, each, []) for number in range(2, 6)]
+        return [self._job(draw, 6, each, [], cancelled=True), *jobs]
+
+    def _job(
+        self, draw: random.Random, number: int, size: int, poison: Sequence[str], *, cancelled: bool = False
+    ) -> PlannedJob:
         """Jobs 0, 3, 6 are prefixes of OCR; 1, 4 manifests of OCR with a prompt each; 2, 5 lists for captions."""
         label = f"job-{number}"
         names = [f"{label}-{index:06d}.png" for index in range(size)]
-        sorts = [DECODER_POISON, ENGINE_POISON][number] if poison else {}
-        bad = draw.sample(names, poison * len(sorts))
-        poisons = dict(zip(bad, list(sorts) * poison, strict=True))
+        sorts = DECODER_POISON if number == 0 else {**ENGINE_POISON, KILLER: LOST}
+        poisons = dict(zip(draw.sample(names, len(poison)), poison, strict=True))
         folder = self.bucket / label
         folder.mkdir(parents=True, exist_ok=True)
         wanted: dict[str, Wanted] = {}
@@ -101,16 +111,16 @@ def expected_media_hash(colour: tuple[int, int, int], tile: int) -> str:
     return media_hash_of(TilePack.of(tiles, (1,)))
 
 
-def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
     if shape == 0:
-        return "ocr", {}, {"type": "prefix", "url": url}
+        return "ocr", _ANSWER, {"type": "prefix", "url": url}
     entries: list[dict[str, Any]] = [{"url": url + name, "id": name} for name in wanted]
     if shape == 1:
         for entry in entries:
             entry["overrides"] = {"prompt": wanted[entry["id"]].prompt}
         inline = "\n".join(json.dumps(entry) for entry in entries)
-        return "ocr", {}, {"type": "manifest", "format": "jsonl", "inline": inline}
-    return "caption", {}, {"type": "media", "media": entries}
+        return "ocr", _ANSWER, {"type": "manifest", "format": "jsonl", "inline": inline}
+    return "caption", _ANSWER, {"type": "media", "media": entries}
 
 
 def _png(colour: tuple[int, int, int]) -> bytes:

@@ -7,11 +7,11 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import redis
 
@@ -19,30 +19,38 @@ from api.client import BatchsightError as ClientError
 from api.client import Job
 from pipelines.control.messages import QueueName
 from pipelines.jobs.errors import BatchsightError
+from tests.chaos import claims
+from tests.chaos.answers import disagreements
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Accepted, Ledger, check
 from tests.chaos.load import Load, PlannedJob
-from tests.chaos.world import World
+from tests.chaos.world import WINDOW, World
 
-_CANCEL_AFTER = 1.0
+_ASKED_AGAIN = 200
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """`kills`: random kills after every fault has been injected once, spread while work is left."""
+    """`kills`: rounds of all faults are made until so many processes were killed, at least one.
+
+    `poison`: items of each sort that fails alone; `killers`: items that take an engine worker along, three times each.
+    `pause`: seconds between faults, on average.
+    """
 
     items: int
     seed: int
     minutes: float
     poison: int = 1
+    killers: int = 1
     kills: int = 0
-    pause: float = 1.0
-    engine_seconds: float = 2.0
+    pause: float = 0.7
+    engine_seconds: float = 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What happened. `seconds`: from the first submission to the last end."""
+    """What happened. `seconds`: from the first submission to the last end. `hits`: by fault, what all of them hit."""
 
     plan: Plan
     ledger: Ledger
@@ -52,17 +60,26 @@ class Report:
     seconds: float
     deepest_queue: int
     most_ready_bytes: int
+    largest_pack: int
+
+    @property
+    def hits(self) -> dict[str, int]:
+        """What each fault hit, all its times together."""
+        found: dict[str, int] = {}
+        for entry in self.faults:
+            found[entry["fault"]] = found.get(entry["fault"], 0) + entry["hit"]
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return {**asdict(self), "ledger": self.ledger.to_json(), "hits": self.hits}
 
 
 class _Meter:
-    """Looks at queues and prepared bytes while the run lasts."""
+    """Looks at queues and prepared bytes while the run lasts; not at a queue that the harness itself has flooded."""
 
     def __init__(self, world: World) -> None:
-        self.deepest = self.most_bytes = 0
+        self.deepest = self.most_bytes = self.largest_pack = 0
         self._world = world
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
@@ -75,77 +92,87 @@ class _Meter:
 
     def _run(self) -> None:
         with redis.Redis.from_url(self._world.redis_url) as client:
-            while not self._stop.wait(0.5):
+            while not self._stop.wait(0.2):
                 with suppress(redis.RedisError):
-                    self.deepest = max(self.deepest, *(int(client.llen(name)) for name in QueueName))
+                    depth = max(int(client.llen(name)) for name in QueueName)
+                    if self._world.flooded.is_set():
+                        if depth <= WINDOW:
+                            self._world.flooded.clear()
+                    else:
+                        self.deepest = max(self.deepest, depth)
                 with suppress(BatchsightError), self._world.database.begin() as conn:
-                    ready = "SELECT coalesce(sum(pack_bytes), 0) FROM items WHERE state = 'ready'"
-                    self.most_bytes = max(self.most_bytes, int(conn.exec_driver_sql(ready).scalar_one()))
+                    ready = "SELECT coalesce(sum(pack_bytes), 0), coalesce(max(pack_bytes), 0) FROM items"
+                    total, largest = conn.exec_driver_sql(f"{ready} WHERE state = 'ready'").one()
+                    self.most_bytes = max(self.most_bytes, int(total))
+                    self.largest_pack = max(self.largest_pack, int(largest))
 
 
-class _Submission:
-    """All jobs, submitted from a thread of its own so that the api can die meanwhile."""
+class _Aside(Generic[T]):
+    """Something that a client does while faults are injected: on a thread of its own; `join` raises what it raised."""
 
-    def __init__(self, world: World, jobs: Sequence[PlannedJob]) -> None:
-        self._world = world
-        self._jobs = jobs
-        self.accepted: list[tuple[PlannedJob, Job]] = []
-        self.error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="submission", daemon=True)
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._result: list[T] = []
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
         self._thread.start()
 
-    def join(self) -> list[tuple[PlannedJob, Job]]:
-        """What was accepted: everything, or the error is raised."""
+    @property
+    def running(self) -> bool:
+        """Not over yet."""
+        return self._thread.is_alive()
+
+    def join(self) -> T:
+        """What came of it."""
         self._thread.join()
-        if self.error is not None:
-            raise self.error
-        return self.accepted
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
 
     def _run(self) -> None:
         try:
-            for job in self._jobs:
-                key = str(uuid.uuid4())
-                for _ in range(2):  # asked again under the same key: the same job
-                    answer = self._world.clients[job.tenant].submit(
-                        job.kind, source=job.source, parameters=job.parameters, idempotency_key=key
-                    )
-                self.accepted.append((job, answer))
+            self._result.append(self._work())
         except Exception as error:  # noqa: BLE001 - raised in `join`
-            self.error = error
+            self._error = error
 
 
 def run(plan: Plan, folder: Path) -> Report:
     """Run the plan below `folder`, which must be empty."""
     draw = random.Random(plan.seed)
     with World(folder / "stack", engine_seconds=plan.engine_seconds) as world:
-        jobs = Load(world.bucket, plan.seed).jobs(plan.items, poison=plan.poison)
+        jobs = Load(world.bucket, plan.seed).jobs(plan.items, poison=plan.poison, killers=plan.killers)
         time.sleep(1.5)  # the server's listings are a second old at most
         meter = _Meter(world)
         faults = Faults(world, draw, folder / "faults.jsonl")
         began = time.monotonic()
         until = began + plan.minutes * 60
-        submission = _Submission(world, jobs)
+        accepted: list[tuple[PlannedJob, Job]] = []
+        submission = _Aside(lambda: _submit(world, jobs, accepted))
         time.sleep(0.3)
+        under_way = submission.running
         faults.kill("api")
-        accepted = submission.join()
+        faults.note("kill_api_during_submit", hit=int(under_way))
+        submission.join()
+        redriven = _Aside(lambda: _redrive(world, accepted, until, faults))
         _cancel(world, accepted, faults)
-        schedule = faults.once_each()
-        while time.monotonic() < until and (schedule or faults.kills() < plan.kills):
-            if schedule:
-                schedule.pop()()
-            elif _finished(world, accepted):
-                break
-            else:
-                faults.kill(draw.choice(("api", "dispatcher-1", "dispatcher-2", "cpu-1", "cpu-2", "gpu-1", "gpu-2")))
-            time.sleep(draw.uniform(0.5, 1.5) * plan.pause)
+        _harm(plan, faults, draw, until, over=lambda: _open(world, accepted) == 0)
         owed = [
             Accepted(label=job.label, job_id=uuid.UUID(answer.id), wanted=job.wanted, cancelled=job.cancelled)
             for job, answer in accepted
         ]
-        owed += _redrive(world, accepted, until, faults)
-        _wait(world, owed, until)
+        accepted += [(job, child) for job, child in redriven.join()]
+        owed += [
+            Accepted(
+                label=f"{job.label} redriven",
+                job_id=uuid.UUID(child.id),
+                wanted={name: want for name, want in job.wanted.items() if want.code},
+            )
+            for job, child in redriven.join()
+        ]
+        _wait(world, accepted, until)
         seconds = time.monotonic() - began
         meter.close()
+        faults.note("wrong_clock", role="cpu-2", hit=claims.passed(world.database, "cpu-2"))
         ledger = check(world.database, owed, tile=world.tile, logs=world.logs)
         report = Report(
             plan=plan,
@@ -156,20 +183,49 @@ def run(plan: Plan, folder: Path) -> Report:
             seconds=round(seconds, 1),
             deepest_queue=meter.deepest,
             most_ready_bytes=meter.most_bytes,
+            largest_pack=meter.largest_pack,
         )
-        folder.joinpath("report.json").write_text(json.dumps(report.to_json(), indent=2, default=str))
-        return report
+    again = random.Random(plan.seed).sample(ledger.to_ask_again, min(_ASKED_AGAIN, len(ledger.to_ask_again)))
+    ledger.broken += disagreements(world.checkpoint, again, tile=world.tile)
+    folder.joinpath("report.json").write_text(json.dumps(report.to_json(), indent=2, default=str))
+    return report
+
+
+def _submit(world: World, jobs: Sequence[PlannedJob], accepted: list[tuple[PlannedJob, Job]]) -> None:
+    for job in jobs:
+        key = str(uuid.uuid4())
+        for _ in range(2):  # asked again under the same key: the same job
+            answer = world.clients[job.tenant].submit(
+                job.kind, source=job.source, parameters=job.parameters, idempotency_key=key
+            )
+        accepted.append((job, answer))
+
+
+def _harm(plan: Plan, faults: Faults, draw: random.Random, until: float, *, over: Callable[[], bool]) -> None:
+    """Every fault once; then again, round by round, until there were enough kills or nothing is left to harm."""
+    schedule = faults.once_each()
+    while time.monotonic() < until:
+        if not schedule:
+            if faults.kills() >= plan.kills or over():
+                return
+            schedule = faults.once_each()
+        schedule.pop()()
+        time.sleep(draw.uniform(0.5, 1.5) * plan.pause)
 
 
 def _cancel(world: World, accepted: Sequence[tuple[PlannedJob, Job]], faults: Faults) -> None:
-    time.sleep(_CANCEL_AFTER)
-    for job, answer in accepted:
-        if job.cancelled:
-            world.clients[job.tenant].cancel(answer.id)
-            faults.note("cancel", job=job.label)
+    """Once some of the job's items are under way."""
+    job, answer = next((job, answer) for job, answer in accepted if job.cancelled)
+    until = time.monotonic() + 30
+    while time.monotonic() < until and not _count(world, "attempt > 0", answer):
+        time.sleep(0.1)
+    world.clients[job.tenant].cancel(answer.id)
+    faults.note("cancel", job=job.label, hit=_count(world, "finished_at IS NULL", answer))
 
 
-def _redrive(world: World, accepted: Sequence[tuple[PlannedJob, Job]], until: float, faults: Faults) -> list[Accepted]:
+def _redrive(
+    world: World, accepted: Sequence[tuple[PlannedJob, Job]], until: float, faults: Faults
+) -> list[tuple[PlannedJob, Job]]:
     """The decoders' poison once more, while other jobs still run: a child job of the failed items, ending alike."""
     job, answer = next((job, answer) for job, answer in accepted if any(want.code for want in job.wanted.values()))
     client = world.clients[job.tenant]
@@ -177,27 +233,31 @@ def _redrive(world: World, accepted: Sequence[tuple[PlannedJob, Job]], until: fl
         with suppress(ClientError):
             if client.job(answer.id).finished:
                 child = client.redrive(answer.id)
-                faults.note("redrive", job=job.label)
-                wanted = {name: want for name, want in job.wanted.items() if want.code}
-                return [Accepted(label=f"{job.label} redriven", job_id=uuid.UUID(child.id), wanted=wanted)]
+                faults.note("redrive", job=job.label, hit=_open(world, accepted))
+                return [(job, child)]
         time.sleep(0.5)
     return []
 
 
-def _finished(world: World, accepted: Sequence[tuple[PlannedJob, Job]]) -> bool:
-    return _open(world, [uuid.UUID(answer.id) for _, answer in accepted]) == 0
-
-
-def _wait(world: World, owed: Sequence[Accepted], until: float) -> None:
-    while time.monotonic() < until and _open(world, [job.job_id for job in owed]):
-        time.sleep(0.5)
+def _wait(world: World, accepted: Sequence[tuple[PlannedJob, Job]], until: float) -> None:
+    while time.monotonic() < until and _open(world, accepted):
+        time.sleep(0.2)
     time.sleep(2.5)  # the last snapshot of the counters
 
 
-def _open(world: World, jobs: Sequence[uuid.UUID]) -> int:
+def _count(world: World, condition: str, job: Job) -> int:
+    with suppress(BatchsightError), world.database.begin() as conn:
+        counted = f"SELECT count(*) FROM items WHERE job_id = %s AND {condition}"
+        return int(conn.exec_driver_sql(counted, (uuid.UUID(job.id),)).scalar_one())
+    return 0  # the database is down just now
+
+
+def _open(world: World, accepted: Sequence[tuple[PlannedJob, Job]]) -> int:
+    """Jobs that have not ended."""
+    jobs = [uuid.UUID(job.id) for _, job in accepted]
     try:
         with world.database.begin() as conn:
             unfinished = "SELECT count(*) FROM jobs WHERE id = ANY(%s) AND finished_at IS NULL"
-            return int(conn.exec_driver_sql(unfinished, (list(jobs),)).scalar_one())
+            return int(conn.exec_driver_sql(unfinished, (jobs,)).scalar_one())
     except BatchsightError:
         return len(jobs)  # the database is down just now

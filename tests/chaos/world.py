@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from api.auth import SCOPES
 from api.client import Client
 from api.client.retry import RetryPolicy
+from deploy.demo.random_checkpoint import write_random_checkpoint
 from deploy.local.stack import SAMPLES_BUCKET, Stack, StackOptions
-from pipelines.settings import Settings
 from pipelines.store import tenants
 from pipelines.store.session import Database
+from tests.chaos import claims
+from tests.chaos.answers import DTYPE
 from tests.chaos.proxy import PostgresProxy, S3Proxy
 from tests.integration.store.guards import refuse_changes_of_terminal_rows
-from workers.wiring import tile_size
 
 LEASE = 4.0
 SWEEP = 1.0
+WINDOW = 32
+READY_BYTES = 16 * 1024
+SLOTS = {"cpu-1": 2, "cpu-2": 2, "gpu-1": 8, "gpu-2": 8, "gpu-3": 2}
+"""What a worker does at the same time. `gpu-3` runs the real engine."""
+GROUP = 8
+"""Items of one message to a cpu worker: so many leases does each of its processes hold."""
 SETTINGS = {
     "BATCHSIGHT_ENGINE": "fake",
     "BATCHSIGHT_LEASE_SECONDS": str(LEASE),
@@ -32,35 +42,16 @@ SETTINGS = {
     "BATCHSIGHT_DECODE_WALL_SECONDS": "5",
     "BATCHSIGHT_DECODE_MEMORY_BYTES": str(700 * 1024 * 1024),
     "BATCHSIGHT_DRAIN_SECONDS": "3",
-    "BATCHSIGHT_DISPATCH_WINDOW": "32",
+    "BATCHSIGHT_DISPATCH_WINDOW": str(WINDOW),
     "BATCHSIGHT_READY_ITEMS": "32",  # so that there is something to prepare until the end
+    "BATCHSIGHT_READY_BYTES": str(READY_BYTES),
     "BATCHSIGHT_RATE_LIMIT_PER_MINUTE": "100000",
 }
 CLOCK_SKEW = 7_200.0
-WORKERS = ("cpu-1", "cpu-2", "gpu-1", "gpu-2")
+WORKERS = tuple(SLOTS)
 ROLES = ("api", "dispatcher-1", "dispatcher-2", *WORKERS)
+SMALL_DISK = "64m"
 _REPOSITORY = Path(__file__).resolve().parents[2]
-
-# When a lease is lost, and when its item is claimed again: what recovery takes. `contact` is the last sign of life.
-_RECOVERIES = """
-CREATE TABLE chaos_recoveries (
-    job_id uuid, seq bigint, losses int, contact timestamptz, lost timestamptz, claimed timestamptz,
-    PRIMARY KEY (job_id, seq, losses)
-);
-CREATE FUNCTION chaos_note() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF NEW.losses > OLD.losses AND OLD.lease_until IS NOT NULL THEN
-        INSERT INTO chaos_recoveries VALUES (NEW.job_id, NEW.seq, NEW.losses,
-            OLD.lease_until - make_interval(secs => {lease}), clock_timestamp(), NULL) ON CONFLICT DO NOTHING;
-    ELSIF NEW.attempt > OLD.attempt AND NEW.losses > 0 THEN
-        UPDATE chaos_recoveries SET claimed = clock_timestamp()
-        WHERE job_id = NEW.job_id AND seq = NEW.seq AND losses = NEW.losses AND claimed IS NULL;
-    END IF;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER chaos_note AFTER UPDATE ON items FOR EACH ROW
-    WHEN (NEW.losses > OLD.losses OR NEW.attempt > OLD.attempt AND NEW.losses > 0) EXECUTE FUNCTION chaos_note();
-"""
 
 
 class World:
@@ -72,47 +63,56 @@ class World:
     def __init__(self, folder: Path, *, engine_seconds: float) -> None:
         self.s3 = S3Proxy()
         self.postgres = PostgresProxy()
+        folder = folder.resolve()
+        self.checkpoint = folder / "checkpoint"
+        self.tile = write_random_checkpoint(self.checkpoint, seed=0).image_size
         modules = {"cpu": "tests.chaos.cpu_worker", "gpu": "tests.chaos.engine_worker"}
+        own = {"CHAOS_ENGINE_SECONDS": str(engine_seconds), "MODEL": str(self.checkpoint)}
         options = StackOptions(
             durable=False,
             cpu_workers=2,
-            cpu_processes=2,
-            engine_workers=2,
-            engine_slots=8,
+            cpu_processes=SLOTS["cpu-1"],
+            engine_workers=3,
+            engine_slots=SLOTS["gpu-1"],
             dispatchers=2,
-            environment={**SETTINGS, "CHAOS_ENGINE_SECONDS": str(engine_seconds)},
+            environment={**SETTINGS, **own},
             modules=modules,
             adapt=self._adapt,
             most_deaths=1_000,
         )
         self.stack = Stack(folder, options, say=lambda _: None)
-        self.scratch = folder.resolve() / "scratch-small"
+        self.scratch = folder / "scratch-small"
+        self.small_disk = False
+        self.flooded = threading.Event()  # the harness itself put messages into the queues
         self.clients: list[Client] = []
+        self._opened = ExitStack()
 
     def __enter__(self) -> World:
-        self.scratch.mkdir(parents=True)
-        addresses = self.stack.start()
-        self.database = Database(addresses.database_url, application_name="chaos")
-        self.redis_url = addresses.redis_url
-        refuse_changes_of_terminal_rows(self.database)
-        with self.database.begin() as conn:
-            conn.exec_driver_sql(_RECOVERIES.replace("{lease}", str(LEASE)))
+        with ExitStack() as opened:
+            opened.callback(self.postgres.close)
+            opened.callback(self.s3.close)
+            opened.callback(self._unmount)
+            self._mount()
+            opened.callback(self.stack.stop)
+            addresses = self.stack.start()
+            self.database = Database(addresses.database_url, application_name="chaos")
+            opened.callback(self.database.close)
+            self.redis_url = addresses.redis_url
+            refuse_changes_of_terminal_rows(self.database)
+            claims.install(self.database, lease=LEASE)
             pepper = self.stack.environment["BATCHSIGHT_API_KEY_PEPPER"]
-            tenant = tenants.create_tenant(conn, "second", weight=2.0)
-            second = tenants.create_key(conn, tenant.tenant_id, name="chaos", scopes=SCOPES, pepper=pepper).secret
-        patient = RetryPolicy(retries=40, cap=2.0)
-        self.clients = [Client(addresses.api_url, api_key=key, retry=patient) for key in (addresses.api_key, second)]
-        self.tile = tile_size(Settings(model=addresses.model, engine="fake"))
+            with self.database.begin() as conn:
+                tenant = tenants.create_tenant(conn, "second", weight=2.0)
+                second = tenants.create_key(conn, tenant.tenant_id, name="chaos", scopes=SCOPES, pepper=pepper).secret
+            patient = RetryPolicy(retries=40, cap=2.0)
+            for key in (addresses.api_key, second):
+                self.clients.append(Client(addresses.api_url, api_key=key, retry=patient))
+                opened.callback(self.clients[-1].close)
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for client in self.clients:
-            client.close()
-        if self.stack.addresses is not None:
-            self.database.close()
-        self.stack.stop()
-        self.s3.close()
-        self.postgres.close()
+        self._opened.close()
 
     @property
     def bucket(self) -> Path:
@@ -159,6 +159,7 @@ class World:
         database = urllib.parse.urlsplit(environment["DATABASE_URL"])
         self.postgres.upstream = database.port or 0
         own = {
+            "CHAOS_ROLE": name,
             "S3_ENDPOINT_URL": f"http://127.0.0.1:{self.s3.port}",
             "PYTHONPATH": str(_REPOSITORY),
         }
@@ -169,4 +170,25 @@ class World:
             own["BATCHSIGHT_SCRATCH_DIR"] = str(self.scratch)
         if name == "cpu-2":
             own["CHAOS_CLOCK_SKEW"] = str(CLOCK_SKEW)
+        if name == "gpu-3":
+            own |= {
+                "BATCHSIGHT_ENGINE": "local",
+                "BATCHSIGHT_ENGINE_DTYPE": DTYPE,
+                "BATCHSIGHT_ENGINE_SLOTS": str(SLOTS[name]),
+                "BATCHSIGHT_ENGINE_THREADS": "1",
+            }
         return own
+
+    def _mount(self) -> None:
+        """A disk that can be filled under one cpu worker's scratch folder: root alone can have one."""
+        self.scratch.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(self.scratch)]
+        try:
+            done = os.geteuid() == 0 and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        except FileNotFoundError:
+            done = False
+        self.small_disk = done
+
+    def _unmount(self) -> None:
+        if self.small_disk:
+            subprocess.run(["umount", "-l", str(self.scratch)], capture_output=True, check=False)
