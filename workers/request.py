@@ -22,7 +22,7 @@ class AcknowledgedRequest(Request):
         """Tell Redis that the message is done with. Called in the consumer's loop, or in a thread of the pool."""
         if self.acknowledged:
             return
-        errors: tuple[type[Exception], ...] = self.connection_errors
+        errors: tuple[type[Exception], ...] = tuple(self.connection_errors)
         try:
             self.message.ack()
         except errors as error:

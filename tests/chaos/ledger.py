@@ -143,7 +143,7 @@ def _check_item(row: Any, wanted: Wanted, job: Accepted, ledger: Ledger, tile: i
             ledger.succeeded += 1
             ledger.recovered += row.losses > 0
             media_hash = expected_media_hash(wanted.colour, tile)
-            real = row.provenance["weights_hash"] != _FAKE
+            real = row.provenance.get("weights_hash", _FAKE) != _FAKE
             if real:
                 ledger.by_the_model += 1
                 about = row.provenance
