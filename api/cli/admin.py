@@ -41,6 +41,7 @@ def create_tenant(
     max_active_items: Annotated[int | None, typer.Option(min=0, help="Items waiting or running at once.")] = None,
     max_stored_bytes: Annotated[int | None, typer.Option(min=0, help="Bytes of uploaded files.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Its rate.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create a tenant; its id is written."""
     with _transaction() as (conn, _):
@@ -53,7 +54,10 @@ def create_tenant(
             max_stored_bytes=max_stored_bytes,
             requests_per_minute=requests_per_minute,
         )
-    output.write_text(str(tenant.tenant_id))
+    if as_json:
+        output.write_json({**output.plain(tenant), "tenant_id": str(tenant.tenant_id)})
+    else:
+        output.write_text(str(tenant.tenant_id))
 
 
 @tenant_app.command("list")
@@ -123,7 +127,9 @@ def list_keys(tenant: TenantName, *, as_json: AsJson = False) -> None:
 
 
 @key_app.command("revoke")
-def revoke_key(tenant: TenantName, key_id: Annotated[uuid.UUID, typer.Argument(metavar="KEY")]) -> None:
+def revoke_key(
+    tenant: TenantName, key_id: Annotated[uuid.UUID, typer.Argument(metavar="KEY", help="The key's id.")]
+) -> None:
     """Revoke a key; it opens nothing a few seconds later."""
     with _transaction() as (conn, _):
         if not tenants.revoke_key(conn, _tenant(conn, tenant).tenant_id, key_id):

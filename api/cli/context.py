@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import typer
 
-from api.cli.config import resolve
+from api.cli.config import Target, resolve
 from api.client import AuthenticationFailed, Client
 
 
@@ -20,6 +20,12 @@ class Options:
 
 def client_of(context: typer.Context) -> Client:
     """A client for the server that is meant. Raises `AuthenticationFailed` where no key is known."""
+    target = target_of(context)
+    return Client(target.url, api_key=target.api_key)
+
+
+def target_of(context: typer.Context) -> Target:
+    """The server that is meant, and a key for it. Raises `AuthenticationFailed` where no key is known."""
     options = context.find_object(Options) or Options(url=None, api_key=None)
     target = resolve(url=options.url, api_key=options.api_key)
     if target.api_key is None:
@@ -28,4 +34,4 @@ def client_of(context: typer.Context) -> Client:
             status=401,
             code="unauthenticated",
         )
-    return Client(target.url, api_key=target.api_key)
+    return target

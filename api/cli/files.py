@@ -10,6 +10,7 @@ import typer
 from api.cli import output
 from api.cli.context import client_of
 from api.cli.jobs import AsJson
+from api.cli.progress import Transfer
 
 app = typer.Typer(help="Uploaded files.", no_args_is_help=True)
 
@@ -22,12 +23,18 @@ def upload(
     paths: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="Files on this machine.")],
     *,
     purpose: Annotated[str, typer.Option(help="user_data, vision or batch.")] = "user_data",
+    expires_after: Annotated[
+        int | None, typer.Option(min=3_600, max=2_592_000, help="Seconds until they are deleted.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload files; their ids are written in order."""
     with client_of(context) as client:
         for path in paths:
-            file = client.files.upload(path, purpose=purpose)
+            with Transfer(output.messages, f"uploading {path}") as transfer:
+                file = client.files.upload(
+                    path, purpose=purpose, expires_after=expires_after, on_progress=transfer.update
+                )
             if as_json:
                 output.write_json(file)
             else:
@@ -35,11 +42,16 @@ def upload(
 
 
 @app.command("list")
-def list_files(context: typer.Context, *, as_json: AsJson = False) -> None:
+def list_files(
+    context: typer.Context,
+    *,
+    purpose: Annotated[str | None, typer.Option(help="Only files of this purpose.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """List uploaded files, newest first."""
     with client_of(context) as client:
         rows = output.table("id", "name", "bytes", "purpose", "status", "created")
-        for file in client.files.list():
+        for file in client.files.list(purpose=purpose):
             if as_json:
                 output.write_json(file)
                 continue
@@ -56,8 +68,8 @@ def download(
     target: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, help="Where it is written.")],
 ) -> None:
     """Write a file's bytes to a path."""
-    with client_of(context) as client:
-        target.write_bytes(client.files.content(file_id))
+    with client_of(context) as client, Transfer(output.messages, f"writing {target}") as transfer:
+        client.files.download(file_id, target, on_progress=transfer.update)
 
 
 @app.command()

@@ -8,21 +8,24 @@ from contextlib import nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from api.cli import output
 from api.cli.context import client_of
-from api.cli.exits import of_job
-from api.cli.progress import JobProgress
+from api.cli.exits import ExitCode, of_job
+from api.cli.progress import JobProgress, Transfer
 from api.cli.sources import source_of
-from api.client import Client, Job
+from api.client import Client, ConnectionFailed, Job, WaitTimeout
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON on stdout.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait until the job has ended; the exit code tells how.")]
 Timeout = Annotated[float | None, typer.Option("--timeout", min=0, help="Seconds to wait at most (exit code 75).")]
+
+
+_TIMES = ["%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d"]
 
 
 class Priority(StrEnum):
@@ -43,7 +46,7 @@ class ResultFormat(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (submit, status, watch, results, items, cancel, redrive, jobs, kinds):
+    for command in (submit, status, watch, results, items, cancel, redrive, jobs, kinds, usage):
         app.command()(command)
 
 
@@ -78,8 +81,8 @@ def submit(
     with client_of(context) as client:
 
         def upload(path: Path) -> str:
-            output.messages.print(f"uploading {path}", soft_wrap=True)
-            return client.files.upload(path).id
+            with Transfer(output.messages, f"uploading {path}") as transfer:
+                return client.files.upload(path, on_progress=transfer.update).id
 
         source = source_of(sources or [], manifest=manifest, upload=upload)
         job = client.submit(
@@ -125,11 +128,17 @@ def results(
 ) -> None:
     """Write the results there are so far."""
     chosen = ResultFormat.JSONL if as_json else form
+    include = "all" if include_failed else "succeeded"
+    if target is not None and chosen is not ResultFormat.TEXT:
+        with client_of(context) as client, Transfer(output.messages, f"writing {target}") as transfer:
+            saved: Literal["jsonl", "markdown"] = "markdown" if chosen is ResultFormat.MARKDOWN else "jsonl"
+            client.save_results(job_id, target, form=saved, include=include, on_progress=transfer.update)
+        return
     with client_of(context) as client, _stream(target) as stream:
         if chosen is ResultFormat.MARKDOWN:
             stream.write(client.markdown(job_id))
             return
-        for result in client.results(job_id, include="all" if include_failed else "succeeded"):
+        for result in client.results(job_id, include=include):
             if chosen is ResultFormat.JSONL:
                 stream.write(json.dumps(output.plain(result), ensure_ascii=False) + "\n")
                 continue
@@ -192,13 +201,17 @@ def jobs(
     *,
     state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
     kind: Annotated[str | None, typer.Option(help="Only jobs of this kind.")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option("--metadata", "-m", metavar="NAME=VALUE", help="Only jobs submitted with it.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
     with client_of(context) as client:
         rows = output.table("id", "kind", "state", "items", "failed", "created")
-        for number, job in enumerate(client.jobs(state=state, kind=kind)):
+        wanted = {name: str(value) for name, value in _pairs(metadata, "--metadata").items()}
+        for number, job in enumerate(client.jobs(state=state, kind=kind, metadata=wanted)):
             if number == limit:
                 break
             if as_json:
@@ -224,11 +237,48 @@ def kinds(context: typer.Context, *, as_json: AsJson = False) -> None:
                 output.write_text(f"    {name}  {schema.get('description', '')}{default}")
 
 
+def usage(
+    context: typer.Context,
+    *,
+    since: Annotated[datetime | None, typer.Option(formats=_TIMES, help="Only jobs submitted from then on.")] = None,
+    until: Annotated[datetime | None, typer.Option(formats=_TIMES, help="Only jobs submitted before.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add up what was spent."""
+    with client_of(context) as client:
+        report = client.usage(created_after=since, created_before=until)
+    if as_json:
+        output.write_json(report)
+        return
+    spent = report.spent
+    rows = {
+        "jobs": f"{report.jobs}",
+        "tokens": f"{spent.prompt_tokens} + {spent.completion_tokens} ({spent.cached_tokens} from the cache)",
+        "tiles": f"{spent.tiles}",
+        "device": f"{spent.device_seconds:.1f} s" + (f", cost {spent.cost:g}" if spent.cost else ""),
+        "waiting": f"{report.active_items} items wait or run",
+        "stored": f"{report.stored_bytes} bytes of files",
+    }
+    for name, value in rows.items():
+        output.write_text(f"{name:<9} {value}")
+
+
 def _follow(client: Client, job_id: str, timeout: float | None, *, as_json: bool) -> None:
-    with JobProgress(output.messages) as progress:
-        job = client.wait(job_id, timeout=timeout, on_update=progress.update)
+    try:
+        with JobProgress(output.messages) as progress:
+            job = client.wait(job_id, timeout=timeout, on_update=progress.update)
+    except KeyboardInterrupt:
+        _say_how_to_resume(job_id)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except (WaitTimeout, ConnectionFailed):
+        _say_how_to_resume(job_id)
+        raise
     _show(job, as_json=as_json)
     raise typer.Exit(of_job(job.state))
+
+
+def _say_how_to_resume(job_id: str) -> None:
+    output.messages.print(f"the job goes on; follow it again with: batchsight watch {job_id}", soft_wrap=True)
 
 
 def _show(job: Job, *, as_json: bool) -> None:

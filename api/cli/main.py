@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import admin, files, jobs, model, output, server
+from api.cli import admin, bench, files, jobs, model, output, server
 from api.cli.context import Options
 from api.cli.exits import ExitCode, of_error
 from api.client import BatchsightError as ClientError
@@ -18,6 +18,11 @@ from pipelines.jobs.errors import BatchsightError
 app = typer.Typer(
     name="batchsight",
     help="Turns piles of documents, images and videos into text.",
+    epilog=(
+        "Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 3 some "
+        "items failed, 4 the job failed, expired or was cancelled, 5 no permission, 75 try again later, 130 "
+        "interrupted. Address and key: flags, then the environment, .env, ~/.config/batchsight/config.toml (url, api_key)."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,6 +45,7 @@ def common(
 
 
 jobs.register(app)
+app.command()(bench.bench)
 app.add_typer(files.app, name="files")
 app.add_typer(admin.app, name="admin")
 app.add_typer(model.app, name="model")
@@ -56,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = error.message if isinstance(error, BatchsightError) else str(error)
         output.messages.print(f"error: {text}", soft_wrap=True)
         return of_error(error)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return ExitCode.ERROR

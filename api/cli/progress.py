@@ -6,7 +6,16 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from api.cli.output import duration, job_line
 from api.client import Job
@@ -14,12 +23,48 @@ from api.client import Job
 _LINE_SECONDS = 10.0
 
 
+def animated(console: Console) -> bool:
+    """Only a real terminal that can move its cursor is drawn on, whatever FORCE_COLOR says."""
+    return console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+
+
+class Transfer:
+    """Bytes on their way, for one file; a context manager. Off a terminal: one line at the start."""
+
+    def __init__(self, console: Console, what: str) -> None:
+        self._console = console
+        self._what = what
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Transfer:
+        if animated(self._console):
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None)
+        else:
+            self._console.print(self._what, soft_wrap=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+    def update(self, done: int, total: int | None) -> None:
+        """So many bytes, of so many."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+
 class JobProgress:
     """Feed it with every version of the job; a context manager."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = console.is_terminal
+        self._live = animated(console)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import select
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -17,73 +13,8 @@ import pytest
 
 from api.client import Client
 from tests.api.conftest import PEPPER, Served
+from tests.api.shell import Shell
 from tests.api.work import MISSING, HandWorker
-
-ROOT = Path(__file__).parents[2]
-
-
-class Shell:
-    """Runs `batchsight` in an empty folder with nothing of ours in the environment but what is given."""
-
-    def __init__(self, api: Served, folder: Path) -> None:
-        self.folder = folder
-        self.environment: dict[str, str] = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(folder),
-            "PYTHONPATH": str(ROOT),
-            "PYTHONWARNINGS": "error",
-            "BATCHSIGHT_URL": api.url,
-            "BATCHSIGHT_API_KEY": api.caller.key,
-            "COLUMNS": "200",
-        }
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "api.cli.main", *words]
-
-    def run(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*words),
-            cwd=self.folder,
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    def in_terminal(self, *words: str, **environment: str) -> tuple[int, str]:
-        """Run with stderr and stdout on a pseudo-terminal; exit code and all that was drawn."""
-        master, slave = pty.openpty()
-        process = subprocess.Popen(
-            self.command(*words),
-            cwd=self.folder,
-            env={**self.environment, "TERM": "xterm-256color", **environment},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-        )
-        os.close(slave)
-        drawn = _read_all(master, process)
-        os.close(master)
-        return process.wait(30), drawn
-
-
-def _read_all(master: int, process: subprocess.Popen[bytes]) -> str:
-    pieces: list[bytes] = []
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        ready, _, _ = select.select([master], [], [], 0.2)
-        if ready:
-            try:
-                piece = os.read(master, 65_536)
-            except OSError:  # Linux says so when the last writer has closed
-                break
-            if not piece:
-                break
-            pieces.append(piece)
-        elif process.poll() is not None:
-            break
-    return b"".join(pieces).decode("utf-8", "replace")
 
 
 @pytest.fixture
@@ -162,16 +93,15 @@ def test_exit_codes(api: Served, client: Client, shell: Shell) -> None:
 
 def test_watching_in_a_terminal_draws_progress(api: Served, client: Client, shell: Shell) -> None:
     worker = finish_soon(api, client, {0: "x", 1: MISSING}, ["a.png", "b.png"])
-    code, drawn = shell.in_terminal("submit", "ocr", "s3://scans/", "--wait")
+    drawn = shell.in_terminal("submit", "ocr", "s3://scans/", "--wait")
     worker.join()
-    assert code == 3, drawn
-    assert "\x1b[" in drawn  # it moves
-    assert "ocr partial" in drawn
-    assert "2/2" in drawn
-    assert "1 media_not_found" in drawn
+    assert drawn.code == 3, drawn.text
+    assert drawn.moves
+    assert "ocr partial" in drawn.text
+    assert "2/2" in drawn.text
+    assert "1 media_not_found" in drawn.text
     job = next(iter(client.jobs()))
-    _, plain = shell.in_terminal("status", job.id, NO_COLOR="1")
-    assert "partial" in plain
+    assert "partial" in shell.in_terminal("status", job.id, NO_COLOR="1").text
 
 
 def test_an_interrupt_ends_with_130(client: Client, shell: Shell) -> None:
