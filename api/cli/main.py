@@ -21,7 +21,8 @@ app = typer.Typer(
     epilog=(
         "Data goes to stdout, progress and messages to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 3 some "
         "items failed, 4 the job failed, expired or was cancelled, 5 no permission, 75 try again later, 130 "
-        "interrupted. Address and key: flags, then the environment, .env, ~/.config/batchsight/config.toml (url, api_key)."
+        "interrupted. Address and key: flags, then the environment, .env, "
+        "~/.config/batchsight/config.toml (url, api_key)."
     ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
