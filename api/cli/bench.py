@@ -12,10 +12,10 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx2
 import typer
@@ -35,11 +35,12 @@ _WORDS = ("invoice", "total", "date", "name", "amount", "street", "number", "ord
 
 @dataclass(frozen=True, kw_only=True)
 class Chatted:
-    """Times in seconds from sending one chat. `failed`: the error's code."""
+    """Times in seconds from sending one chat; `first_text` is NaN where no text came. `failed`: the error's code."""
 
     first_text: float = math.nan
     whole: float = math.nan
     tokens: int = 0
+    completion_id: str = ""
     failed: str | None = None
 
 
@@ -104,28 +105,29 @@ def _chat_load(context: typer.Context, chats: int, concurrency: int, max_tokens:
 
 
 def _chat(http: httpx2.Client, model: str, number: int, max_tokens: int) -> Chatted:
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": f"Say something about the number {number}."}],
-        "max_tokens": max_tokens,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    question = {"role": "user", "content": f"Say something about the number {number}."}
+    return stream_chat(http, {"model": model, "messages": [question], "max_tokens": max_tokens})
+
+
+def stream_chat(http: httpx2.Client, body: Mapping[str, Any]) -> Chatted:
+    """Send one chat and read its stream to the end. Raises `ConnectionFailed`."""
     reader = EventReader()
-    first, tokens = math.nan, 0
+    first, tokens, completion_id = math.nan, 0, ""
     began = time.perf_counter()
     try:
-        with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        with http.stream("POST", "/v1/chat/completions", json=asked) as answer:
             if answer.is_error:
-                answer.read()
-                return Chatted(failed=error_of(answer.status_code, {}, answer.content).code)
+                return Chatted(failed=error_of(answer.status_code, {}, answer.read()).code)
             for chunk in answer.iter_bytes():
                 for event in reader.feed(chunk):
                     if event.data == "[DONE]":
-                        return Chatted(first_text=first, whole=time.perf_counter() - began, tokens=tokens)
+                        whole = time.perf_counter() - began
+                        return Chatted(first_text=first, whole=whole, tokens=tokens, completion_id=completion_id)
                     value = json.loads(event.data)
                     if "error" in value:
                         return Chatted(failed=str(value["error"]["code"]))
+                    completion_id = value["id"]
                     if math.isnan(first) and any(choice["delta"].get("content") for choice in value["choices"]):
                         first = time.perf_counter() - began
                     if value.get("usage"):
