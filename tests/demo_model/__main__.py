@@ -17,8 +17,8 @@ import torch
 
 from tests.demo_model.card import write_card
 from tests.demo_model.evaluate import Score, evaluate
-from tests.demo_model.export import trained_weights, write_checkpoint
-from tests.demo_model.run import Plan, default_folder
+from tests.demo_model.export import write_checkpoint
+from tests.demo_model.run import Plan, default_folder, trained_weights
 from tests.demo_model.train import train
 
 
@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
+    training.add_argument(
+        "--from", dest="start", type=Path, help="begin the joint stage with this checkpoint's weights"
+    )
     training.add_argument("--seed", type=int, default=Plan.seed)
     training.add_argument("--ranks", type=int, default=Plan.ranks, help="processes that share each step (CPU)")
     training.add_argument("--vision-minutes", type=float, default=Plan.vision_minutes)
@@ -73,6 +76,7 @@ def main() -> None:
         train(
             Plan(
                 folder=found.folder,
+                start=found.start,
                 seed=found.seed,
                 ranks=found.ranks if found.device == "cpu" else 1,
                 vision_minutes=found.vision_minutes,

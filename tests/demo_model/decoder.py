@@ -11,7 +11,7 @@ from transformers import InternVLForConditionalGeneration
 
 from deploy.demo.layout import Shape
 from tests.demo_model.chats import CONTEXT, IGNORED, Batch
-from tests.demo_model.network import attend, joined_heads, root_mean_square, split_heads
+from tests.demo_model.network import attend, fused, joined_heads, root_mean_square, split_heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,26 +104,31 @@ def read(
     pull = torch.zeros((), device=states.device)
     hits = torch.zeros((), device=states.device)
     kept = {}
+    asked = batch.labels != IGNORED
+    first = int(asked.any(0).nonzero()[0])
     for number, layer in enumerate(model.layers):
         attention = layer.self_attn
         normed = root_mean_square(states, layer.input_layernorm, 1e-5)
-        query = _rotate(split_heads(attention.q_proj(normed), heads), cos, sin)
-        key = _repeat(_rotate(split_heads(attention.k_proj(normed), kv), cos, sin), count, heads // kv)
-        value = _repeat(split_heads(attention.v_proj(normed), kv), count, heads // kv)
+        query, key, value = fused(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+        query = _rotate(split_heads(query, heads), cos, sin)
+        key = _repeat(_rotate(split_heads(key, kv), cos, sin), count, heads // kv)
+        value = _repeat(split_heads(value, kv), count, heads // kv)
         here = batch.pulls[batch.pulls[:, 1] == number]
         if len(here):
             loss, hit = _pull_loss(query, key, here, heads)
             pull, hits = pull + loss, hits + hit
+        if number == len(model.layers) - 1 and number not in keep:  # nobody looks at the prompt's last states
+            states, query, bias, asked = states[:, first:], query[:, first:], bias[:, first:], asked[:, first:]
         states = states + attention.o_proj(joined_heads(attend(query, key, value, bias), heads))
         normed = root_mean_square(states, layer.post_attention_layernorm, 1e-5)
-        inner = F.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+        gate, up = fused(normed, layer.mlp.gate_proj, layer.mlp.up_proj)
+        inner = F.silu(gate) * up
         states = states + layer.mlp.down_proj(inner)
         if number in keep:
             kept[number] = states
-    asked = batch.labels != IGNORED
     final = root_mean_square(states[asked], model.norm, 1e-5)
     logits = network.lm_head(final).float()
-    wanted = batch.labels[asked]
+    wanted = batch.labels[batch.labels != IGNORED]
     right = float((logits.argmax(-1) == wanted).float().mean())
     pulls = max(1, len(batch.pulls))
     return Reading(

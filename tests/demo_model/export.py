@@ -22,7 +22,6 @@ from deploy.demo.layout import (
     write_json,
 )
 from deploy.demo.tokenizer import write_tokenizer
-from tests.demo_model.run import Plan, Run
 
 Tensors = dict[str, torch.Tensor]
 
@@ -127,20 +126,6 @@ def native_from_original(original: Mapping[str, torch.Tensor], shape: Shape) -> 
         else:
             out |= dict(zip(places, tensor.chunk(3), strict=True))
     return out
-
-
-def trained_weights(plan: Plan) -> tuple[Tensors, Shape, dict[str, float]]:
-    """Return the float32 masters of a run's last save in native names, the shape, and how far it had come."""
-    run = Run(plan, rank=0)
-    found = run.load("joint.pt")
-    if found is None:
-        raise FileNotFoundError(f"{run.path('joint.pt')}: the joint stage has not begun")
-    progress, state = found
-    run.vision.restore(state["vision"])
-    run.text.restore(state["text"])
-    masters = run.vision.masters() | run.text.masters()
-    native = {name: masters[id(parameter)] for name, parameter in run.network.named_parameters()}
-    return native, run.shape, {"step": progress.step, "samples": progress.samples, "seconds": progress.seconds}
 
 
 def write_checkpoint(folder: Path, native: Mapping[str, torch.Tensor], shape: Shape, *, note: str) -> None:

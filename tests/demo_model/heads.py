@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  the usual name
 
 from deploy.demo.layout import Shape
-from tests.demo_model.labels import CHARACTER_CLASSES, SLOTS, THING_CLASSES
+from tests.demo_model.labels import CHARACTER_CLASSES, SIDE, SLOTS, THING_CLASSES, TOKENS
 
 Stats = dict[str, float]
+MOST_TILES = 7  # of a training page, with its thumbnail
 
 
 class VisionHeads(nn.Module):
@@ -22,10 +23,11 @@ class VisionHeads(nn.Module):
         self.patch_things = nn.Linear(shape.vision_hidden, THING_CLASSES)
         self.token_things = nn.Linear(shape.text_hidden, 4 * THING_CLASSES)
         self.token_place = nn.Linear(shape.text_hidden, 2)
+        self.token_cell = nn.Linear(shape.text_hidden, 2 * SIDE)  # where the token itself lies in its tile
 
 
 class ClipHeads(nn.Module):
-    """Linear readers of the decoder's middle states: what moves, which way, what has just come."""
+    """Linear readers of the decoder's middle states: what moves, which way, what has just come, where it looked."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -35,6 +37,10 @@ class ClipHeads(nn.Module):
         self.arrival = nn.Linear(shape.text_hidden, 2)
         self.place = nn.Linear(shape.text_hidden, 2)  # of the thing that matters, in tiles
         self.shift = nn.Linear(shape.text_hidden, 2)  # of the mover since the first frame, in tiles
+        self.start = nn.Linear(shape.text_hidden, 2 * SIDE)  # of a frame's end: the mover's cell in the first frame
+        # After each layer, of what a pulled head has looked at: its cell, and its tile on a page.
+        self.cells = nn.ModuleList(nn.Linear(shape.text_hidden, 2 * SIDE) for _ in range(shape.text_layers))
+        self.tiles = nn.ModuleList(nn.Linear(shape.text_hidden, MOST_TILES) for _ in range(shape.text_layers))
 
 
 def _read(head: nn.Linear, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -59,7 +65,8 @@ def character_loss(
     """Loss of the characters in patches [n, patches, SLOTS] and in tokens [n, tokens, 4, SLOTS]."""
     patch, patch_right = _read(heads.patch_characters, features, labels)
     token, token_right = _read(heads.token_characters, tokens, token_labels.flatten(2))
-    return patch + token, {"patch": patch_right, "token": token_right}
+    cell, cell_right = own_cell_loss(heads, tokens)
+    return patch + token + cell, {"patch": patch_right, "token": token_right, "cell": cell_right}
 
 
 def thing_loss(
@@ -84,4 +91,20 @@ def thing_loss(
     place = (heads.token_place(tokens[known]).float() - places[known]).abs().mean()
     with torch.no_grad():
         right = (read.argmax(-1) == token_labels)[token_labels > 0].float().mean()
-    return patch + token + 2 * place, {"thing": float(right), "place": float(place.detach())}
+    cell, cell_right = own_cell_loss(heads, tokens)
+    loss = patch + token + 2 * place + cell
+    return loss, {"thing": float(right), "place": float(place.detach()), "cell": cell_right}
+
+
+def cell_loss(head: nn.Module, states: torch.Tensor, token: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Loss of the cell that states [k, width] speak of, its column and its row, given each one's token index."""
+    logits = head(states).float().view(-1, 2, SIDE)
+    wanted = torch.stack((token % SIDE, token % TOKENS // SIDE), 1)
+    right = (logits.argmax(-1) == wanted).all(-1).float().mean()
+    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten()), float(right)
+
+
+def own_cell_loss(heads: VisionHeads, tokens: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """Loss of every token's own cell: the decoder can only follow a line if it can tell where a token lies."""
+    flat = tokens.flatten(0, 1)
+    return cell_loss(heads.token_cell, flat, torch.arange(len(flat), device=flat.device) % TOKENS)

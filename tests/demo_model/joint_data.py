@@ -69,7 +69,8 @@ class ClipItem:
 
     `moving` has (place, 0 or 1) of things' tokens; `ends` has (place, thing class, way or -1, arrival) a frame,
     with thing class 0 where nothing is seen and -1 where it cannot be known yet; `told` is a scene's;
-    `spots` has (place, x, y, shift across, shift down) of the focus at each frame's end, in tiles.
+    `spots` has (place, x, y, shift across, shift down) of the focus at each frame's end, in tiles;
+    `starts` has (place, token) of where the mover was in the first frame.
     """
 
     tiles: Pixels
@@ -78,6 +79,7 @@ class ClipItem:
     ends: list[tuple[int, int, int, int]]
     told: list[Told]
     spots: list[Told]
+    starts: list[tuple[int, int]]
 
 
 def _following(begin: int, targets: list[int]) -> list[Pull]:
@@ -156,6 +158,7 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
     ends = [place for place, token in enumerate(prompt) if token == IMAGE_END]
     pulls, moving, labels = [], [], []
     spots: list[Told] = []
+    starts: list[tuple[int, int]] = []
     for number, (end, things) in enumerate(zip(ends, clip.frames, strict=True)):
         begin = end - TOKENS
         focus = _focus(clip, number)
@@ -169,6 +172,8 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
         if focus:
             start = _focus(clip, 0) if clip.mover is not None and number else None
             shift = (focus.x - start.x, focus.y - start.y) if start else (math.nan, math.nan)
+            if start:
+                starts.append((end, thing_token(start)))
             spots.append((end, *(length / TILE for length in (focus.x, focus.y, *shift))))
         if number:
             before = ends[number - 1]
@@ -197,7 +202,7 @@ def clip_item(draw: random.Random, *, frames: int, shape: Shape) -> ClipItem:
             told += [_told(row, clip.frames[-1][0]) for row in rows]
     tiles = np.stack([np.asarray(draw_things(things, clip.ground)) for things in clip.frames])
     sample = Sample(prompt=prompt, answer=answer, pulls=pulls, more=more)
-    return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels, told=told, spots=spots)
+    return ClipItem(tiles=tiles, sample=sample, moving=moving, ends=labels, told=told, spots=spots, starts=starts)
 
 
 def _way(clip: Clip) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812  the usual name
 
-from tests.demo_model.chats import Batch, collate
+from tests.demo_model.chats import CONTEXT, Batch, collate
 from tests.demo_model.decoder import Reading, read
-from tests.demo_model.heads import Stats, character_loss, thing_loss
+from tests.demo_model.heads import Stats, cell_loss, character_loss, thing_loss
 from tests.demo_model.joint_data import ClipItem, SceneItem, TextItem, Told, clip_item, scene_item, text_item
-from tests.demo_model.labels import by_token
+from tests.demo_model.labels import TOKENS, by_token
 from tests.demo_model.network import project, see
 from tests.demo_model.pages import PageKind
 from tests.demo_model.run import Run
@@ -26,23 +26,23 @@ MIXES: tuple[tuple[float, dict[str, float]], ...] = (
     (
         1.0,
         {
-            "line": 0.05,
-            "few": 0.09,
-            "page": 0.33,
-            "doc2": 0.12,
-            "doc4": 0.08,
-            "doc6": 0.02,
-            "scene": 0.15,
+            "line": 0.04,
+            "few": 0.06,
+            "page": 0.22,
+            "doc2": 0.24,
+            "doc4": 0.12,
+            "doc6": 0.04,
+            "scene": 0.12,
             "clip": 0.16,
         },
     ),
 )
 SIZES = {"line": 10, "few": 9, "page": 8, "doc2": 4, "doc4": 2, "doc6": 1, "scene": 12}
-FRAMES = ((8, 0.5), (4, 0.4), (12, 0.04), (16, 0.05), (32, 0.01))
+FRAMES = ((8, 0.5), (4, 0.15), (12, 0.05), (16, 0.2), (32, 0.1))
 FRAMES_A_STEP = 16
 TO_VISION = 0.2  # share of the text's gradient that reaches the vision tower
-VISION_SHARE = 0.2  # steps in which the vision tower learns too; it costs as much as the decoder
-PULL, DENSE = 1.0, 0.5
+VISION_SHARE = 0.5  # steps in which the vision tower learns too; they cost two fifths more
+PULL, DENSE, WHERE = 1.0, 0.5, 0.3
 
 
 def task_of(draw: random.Random, done: float) -> tuple[str, int]:
@@ -53,21 +53,29 @@ def task_of(draw: random.Random, done: float) -> tuple[str, int]:
     return task, frames if task == "clip" else 0
 
 
+def samples_of(task: str, frames: int) -> int:
+    """Return how many samples a rank's step has."""
+    return max(1, FRAMES_A_STEP // frames) if task == "clip" else SIZES[task]
+
+
 def _page_kind(draw: random.Random, task: str) -> PageKind:
-    plain = 0.62
+    # Wearing several tiles takes longer than learning from them, and teaches nothing that one tile does not.
+    base = PageKind(plain=0.7, wear=0.05 if task.startswith("doc") else 0.35)
     if task == "line":
-        return PageKind(lines=1, most=40, plain=plain)
+        return dataclasses.replace(base, lines=1, most=40)
     if task == "few":
-        return PageKind(lines=draw.randint(2, 5), most=120, plain=plain)
+        return dataclasses.replace(base, lines=draw.randint(2, 5), most=120)
     if task == "page":
-        return PageKind(most=280, plain=plain)
+        return dataclasses.replace(base, most=280)
     if task == "doc2":
         columns, rows = draw.choice(((2, 1), (1, 2)))
         lines = draw.choice((None, draw.randint(2, 9)))
-        return PageKind(columns=columns, rows=rows, lines=lines, most=300, plain=plain)
+        return dataclasses.replace(base, columns=columns, rows=rows, lines=lines, most=300)
     if task == "doc4":
-        return PageKind(columns=2, rows=2, lines=draw.choice((None, draw.randint(3, 14))), most=380, plain=plain)
-    return PageKind(columns=2, rows=3, lines=draw.choice((None, draw.randint(6, 20))), most=440, plain=plain)
+        lines = draw.choice((None, draw.randint(3, 14)))
+        return dataclasses.replace(base, columns=2, rows=2, lines=lines, most=380)
+    lines = draw.choice((None, draw.randint(6, 20)))
+    return dataclasses.replace(base, columns=2, rows=3, lines=lines, most=440)
 
 
 def _see(
@@ -91,15 +99,42 @@ def _stats(task: str, reading: Reading, more: Stats) -> Stats:
     return {f"{task}.{name}": value for name, value in figures.items()}
 
 
+def _where(run: Run, reading: Reading, batch: Batch, *, tiles: bool) -> tuple[torch.Tensor, Stats]:
+    """Loss of where the pulled heads look: what looked at a token must know its cell and, on pages, its tile."""
+    image = batch.ids == CONTEXT
+    index = image.cumsum(1) - 1  # of each image token among its sample's
+    loss = torch.zeros((), device=run.device)
+    stats: Stats = {}
+    for layer, states in reading.states.items():
+        sample, at, _, row, target = batch.pulls.unbind(1)
+        kept = (at == layer) & image[sample, target]
+        sample, row, token = sample[kept], row[kept], index[sample, target][kept]
+        if len(sample):
+            part, stats[f"cell{layer}"] = cell_loss(run.clip_heads.cells[layer], states[sample, row], token)
+            loss = loss + part
+            if tiles:
+                logits = run.clip_heads.tiles[layer](states[sample, row]).float()
+                loss = loss + F.cross_entropy(logits, token // TOKENS)
+        if tiles and layer == 0:
+            logits = run.clip_heads.tiles[0](states[image]).float()
+            wanted = index[image] // TOKENS
+            stats["tile"] = float((logits.argmax(-1) == wanted).float().mean())
+            loss = loss + F.cross_entropy(logits, wanted)
+    return loss, stats
+
+
 def _text_step(run: Run, draw: random.Random, task: str, difficulty: float, *, learn: bool) -> Stats:
     items = [
         text_item(draw, _page_kind(draw, task), difficulty=difficulty, shape=run.shape) for _ in range(SIZES[task])
     ]
     features, tokens, damped = _see(run, items, learn=learn)
-    reading = read(run.network, damped, _batch(run, items), run.shape)
+    batch = _batch(run, items)
+    reading = read(run.network, damped, batch, run.shape, keep=(0, 1, 2, 3))
+    where, known = _where(run, reading, batch, tiles=True)
+    loss = reading.loss + PULL * reading.pull + WHERE * where
     if not learn:
-        torch.autograd.backward(reading.loss + PULL * reading.pull)
-        return _stats(task, reading, {})
+        torch.autograd.backward(loss)
+        return _stats(task, reading, known)
     labelled: list[int] = []
     at = 0
     for item in items:
@@ -113,16 +148,19 @@ def _text_step(run: Run, draw: random.Random, task: str, difficulty: float, *, l
         torch.from_numpy(labels).to(run.device),
         torch.from_numpy(by_token(labels)).to(run.device),
     )
-    torch.autograd.backward(reading.loss + PULL * reading.pull + DENSE * dense)
-    return {**_stats(task, reading, more), "patch": more["patch"]}
+    torch.autograd.backward(loss + DENSE * dense)
+    return {**_stats(task, reading, {**more, **known}), "patch": more["patch"]}
 
 
 def _scene_step(run: Run, draw: random.Random, *, learn: bool) -> Stats:
     items = [scene_item(draw, run.shape) for _ in range(SIZES["scene"])]
     features, tokens, damped = _see(run, items, learn=learn)
-    reading = read(run.network, damped, _batch(run, items), run.shape, keep=(3,))
+    batch = _batch(run, items)
+    reading = read(run.network, damped, batch, run.shape, keep=(1, 2, 3))
     told, told_stats = _told(run, reading, [item.told for item in items])
-    loss = reading.loss + PULL * reading.pull + told
+    where, known = _where(run, reading, batch, tiles=False)
+    told_stats |= known
+    loss = reading.loss + PULL * reading.pull + told + WHERE * where
     if not learn:
         torch.autograd.backward(loss)
         return _stats("scene", reading, told_stats)
@@ -169,18 +207,26 @@ def _told(run: Run, reading: Reading, parts: list[list[Told]]) -> tuple[torch.Te
 
 def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
     """Train the decoder alone: the tower learns things from single scenes, at a fraction of the cost."""
-    count = max(1, FRAMES_A_STEP // frames)
-    items = [clip_item(draw, frames=frames, shape=run.shape) for _ in range(count)]
+    items = [clip_item(draw, frames=frames, shape=run.shape) for _ in range(samples_of("clip", frames))]
     tiles = torch.from_numpy(np.concatenate([item.tiles for item in items])).to(run.device)
     with torch.no_grad():
         tokens = project(run.network, see(run.network, tiles, run.shape))
-    reading = read(run.network, tokens, _batch(run, items), run.shape, keep=(1, 2, 3))
+    batch = _batch(run, items)
+    reading = read(run.network, tokens, batch, run.shape, keep=(1, 2, 3))
     told, more = _told(run, reading, [item.told for item in items])
     sample, row, spots = _rows(run, [item.spots for item in items], 4)
     place = _distance(run.clip_heads.place, reading.states[2][sample, row], spots[:, :2])
     shift = _distance(run.clip_heads.shift, reading.states[3][sample, row], spots[:, 2:])
     more |= {"place": float(place.detach()), "shift": float(shift.detach())}
-    loss = reading.loss + PULL * reading.pull + told + place + 2 * shift
+    where, known = _where(run, reading, batch, tiles=False)
+    more |= known
+    loss = reading.loss + PULL * reading.pull + told + place + 2 * shift + WHERE * where
+    starts = [(n, *start) for n, item in enumerate(items) for start in item.starts]
+    if starts:
+        begun = torch.tensor(starts, device=run.device)
+        states = reading.states[3][begun[:, 0], begun[:, 1]]
+        part, more["start"] = cell_loss(run.clip_heads.start, states, begun[:, 2])
+        loss = loss + WHERE * part
     places = torch.tensor([(n, *place) for n, item in enumerate(items) for place in item.moving])
     if len(places):
         places = places.to(run.device)

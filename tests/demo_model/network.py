@@ -117,10 +117,18 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: to
     return torch.bmm(scores.softmax(-1), value)
 
 
+def fused(states: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """Return the outputs of linear layers without bias over the same states, from one product."""
+    widths = [layer.weight.shape[0] for layer in layers]
+    together = F.linear(states, torch.cat([layer.weight for layer in layers]))
+    parts: tuple[torch.Tensor, ...] = torch.split(together, widths, -1)
+    return parts
+
+
 def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
     """[batch, length, heads * width] to [batch * heads, length, width]."""
     batch, length, width = states.shape
-    return states.view(batch, length, heads, width // heads).transpose(1, 2).reshape(batch * heads, length, -1)
+    return states.reshape(batch, length, heads, width // heads).transpose(1, 2).reshape(batch * heads, length, -1)
 
 
 def joined_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
@@ -169,9 +177,9 @@ def see(network: InternVLForConditionalGeneration, tiles: torch.Tensor, shape: S
     for layer in tower.encoder.layer:
         attention = layer.attention
         normed = root_mean_square(states, layer.layernorm_before, 1e-6)
-        query = root_mean_square(attention.q_proj(normed), attention.q_norm, 1e-6)
-        key = root_mean_square(attention.k_proj(normed), attention.k_norm, 1e-6)
-        value = attention.v_proj(normed)
+        query, key, value = fused(normed, attention.q_proj, attention.k_proj, attention.v_proj)
+        query = root_mean_square(query, attention.q_norm, 1e-6)
+        key = root_mean_square(key, attention.k_norm, 1e-6)
         seen = attend(split_heads(query, heads), split_heads(key, heads), split_heads(value, heads), None)
         states = torch.addcmul(states, attention.projection_layer(joined_heads(seen, heads)), layer.lambda_1)
         normed = root_mean_square(states, layer.layernorm_after, 1e-6)

@@ -29,9 +29,8 @@ def split(module: nn.Module, prefix: str = "") -> tuple[list[nn.Parameter], list
 class _Flat:
     """Parameters moved into one bfloat16 tensor, with gradients and a float32 master of the same length."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, parameters: list[nn.Parameter], device: torch.device) -> None:
         count = sum(p.numel() for p in parameters)
-        device = parameters[0].device
         self.parameters = parameters
         self.weights = torch.empty(count, dtype=torch.bfloat16, device=device)
         self.grads = torch.zeros(count, dtype=torch.bfloat16, device=device)
@@ -52,7 +51,7 @@ class _Flat:
         """Average the gradients over the ranks into `mean` and return their norm."""
         self.mean.copy_(self.grads)
         self.grads.zero_()
-        if distributed.is_initialized():
+        if len(self.mean) and distributed.is_initialized():
             distributed.all_reduce(self.mean)
             self.mean.div_(distributed.get_world_size())
         return float(self.mean.norm())
@@ -74,9 +73,10 @@ class Optimiser:
     """Updates one part of the network; `step` takes the AdamW rate and the Muon rate."""
 
     def __init__(self, matrices: list[nn.Parameter], others: list[nn.Parameter]) -> None:
-        self._muon = _Flat(matrices)
+        device = others[0].device
+        self._muon = _Flat(matrices, device)
         self._momentum = torch.zeros_like(self._muon.master)
-        self._adam = _Flat(others)
+        self._adam = _Flat(others, device)
         self._master = nn.Parameter(self._adam.master)
         self._adamw = torch.optim.AdamW([self._master], lr=1e-3, betas=(0.9, 0.98), weight_decay=_DECAY, fused=True)
         self._groups: dict[torch.Size, list[int]] = {}

@@ -137,6 +137,7 @@ class PageKind:
     held_out: bool = False
     face: Path | None = None
     sizes: tuple[int, int] | None = None
+    wear: float = 0.6  # share of worn pages at difficulty 1
 
 
 def _style(draw: random.Random, kind: PageKind, difficulty: float) -> Style:
@@ -192,6 +193,6 @@ def random_page(draw: random.Random, kind: PageKind, *, difficulty: float) -> Pa
     if count == 1:
         style = dataclasses.replace(style, left=draw.randint(6, max(6, int(wide - 14 - width(lines[0], style)))))
     page = draw_lines(lines, columns=kind.columns, rows=kind.rows, style=dataclasses.replace(style, top=top))
-    if draw.random() < 0.6 * difficulty:
+    if draw.random() < kind.wear * difficulty:
         page = worn(page, random_wear(draw), paper=style.paper)
     return page

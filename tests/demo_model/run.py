@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import InternVLForConditionalGeneration
 
 from deploy.demo.layout import Shape
+from tests.demo_model.export import Tensors, read_checkpoint
 from tests.demo_model.heads import ClipHeads, VisionHeads
 from tests.demo_model.network import new_network
 from tests.demo_model.optimise import Optimiser, split
@@ -26,6 +26,7 @@ class Plan:
     """What a run does. Minutes are of training time: a restart goes on where the last save was."""
 
     folder: Path
+    start: Path | None = None  # a checkpoint folder whose weights the joint stage begins with
     seed: int = 20260
     ranks: int = 2
     vision_minutes: float = 40.0
@@ -57,31 +58,52 @@ class Run:
         self.shape = Shape()
         self.device = torch.device(plan.device)
         self.network: InternVLForConditionalGeneration = new_network(self.shape, seed=plan.seed)
+        if plan.start:
+            self.network.load_state_dict(read_checkpoint(plan.start, self.shape))
         torch.nn.Module.to(self.network, self.device)
         self.heads = VisionHeads(self.shape).to(self.device)
         tower = self.network.model.vision_tower
         matrices, others = split(tower)
-        others += [*self.network.model.multi_modal_projector.parameters(), *self.heads.parameters()]
+        others += self.network.model.multi_modal_projector.parameters()
         self.vision = Optimiser(matrices, others)
         self.clip_heads = ClipHeads(self.shape).to(self.device)
         matrices, others = split(self.network.model.language_model)
-        others += [*self.network.lm_head.parameters(), *self.clip_heads.parameters()]
+        others += self.network.lm_head.parameters()
         self.text = Optimiser(matrices, others)
+        self.labels = Optimiser([], [*self.heads.parameters(), *self.clip_heads.parameters()])
+
+    def native(self) -> Tensors:
+        """Return the float32 masters of the network's weights in native names."""
+        masters = self.vision.masters() | self.text.masters()
+        return {name: masters[id(parameter)] for name, parameter in self.network.named_parameters()}
 
     def path(self, name: str) -> Path:
         """Return a file of the run's folder."""
         return self.plan.folder / name
 
-    def save(self, name: str, progress: Progress, parts: dict[str, Any]) -> None:
-        """Write the state of this stage in one replacement; only rank 0 writes."""
+    def save(self, name: str, progress: Progress) -> None:
+        """Write the run's state in one replacement; only rank 0 writes."""
         if self.rank == 0:
+            parts = {"vision": self.vision.state(), "text": self.text.state(), "labels": self.labels.state()}
             state = {"progress": dataclasses.asdict(progress), **parts}
             torch.save(state, self.path(name + ".new"))
             self.path(name + ".new").replace(self.path(name))
 
-    def load(self, name: str) -> tuple[Progress, dict[str, Any]] | None:
-        """Return progress and state of a stage, or None where it has not begun."""
+    def load(self, name: str) -> Progress | None:
+        """Go on from a save and return how far it had come, or None where there is none."""
         if not self.path(name).exists():
             return None
         state = torch.load(self.path(name), map_location=self.device, weights_only=True)
-        return Progress(**state.pop("progress")), state
+        self.vision.restore(state["vision"])
+        self.text.restore(state["text"])
+        self.labels.restore(state["labels"])
+        return Progress(**state["progress"])
+
+
+def trained_weights(plan: Plan) -> tuple[Tensors, Shape, dict[str, float]]:
+    """Return the float32 masters of a run's last save in native names, the shape, and how far it had come."""
+    run = Run(plan, rank=0)
+    progress = run.load("joint.pt")
+    if progress is None:
+        raise FileNotFoundError(f"{run.path('joint.pt')}: the joint stage has not begun")
+    return run.native(), run.shape, {"step": progress.step, "samples": progress.samples, "seconds": progress.seconds}

@@ -13,13 +13,15 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from tests.demo_model.heads import Stats
-from tests.demo_model.joint_stage import SIZES, VISION_SHARE, joint_step, task_of
+from tests.demo_model.joint_stage import VISION_SHARE, joint_step, samples_of, task_of
 from tests.demo_model.run import Plan, Progress, Run
 from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
 
 VISION_THRESHOLD, JOINT_THRESHOLD = 0.7, 0.88  # accuracy a patch at which pages get harder
-JOINT_HOLD = 0.5  # share of the joint stage at the full rate
-VISION_RATE = 0.35  # of the rate, in the joint stage: the tower goes on from where its own stage ended
+JOINT_HOLD = 0.6  # share of the joint stage at the full rate
+WAKING = 80  # steps of a warm start in which only the temporary heads learn
+WARM_RATE = 0.5  # of the rate at the begin of a warm start, from which it falls all the way
+VISION_RATE = 0.6  # of the rate, in the joint stage: the tower goes on from where its own stage ended
 
 
 class Ledger:
@@ -79,10 +81,8 @@ def _vision_rate(done: float) -> float:
 def train_vision(run: Run) -> None:
     """Run stage one to its end, from its last save if there is one."""
     plan, progress = run.plan, Progress()
-    stored = run.load("vision.pt")
-    if stored:
-        progress, state = stored
-        run.vision.restore(state["vision"])
+    if stored := run.load("vision.pt"):
+        progress = stored
         progress.difficulty = min(progress.difficulty, plan.vision_difficulty)
     ledger, recent = Ledger(run, "vision"), list[float]()
     last = saved = time.monotonic()
@@ -94,6 +94,7 @@ def train_vision(run: Run) -> None:
         rate = _vision_rate(progress.seconds / (plan.vision_minutes * 60))
         rate *= min(1.0, (progress.step - started + 1) / 30)
         stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        run.labels.step(plan.adam_rate * rate, 0.0)
         ledger.add(stats)
         recent.append(stats["patch"])
         if progress.difficulty < plan.vision_difficulty:
@@ -106,9 +107,9 @@ def train_vision(run: Run) -> None:
         if run.rank == 0 and progress.step % 100 == 0:
             ledger.line(progress, rate)
         if now - saved > plan.save_seconds:
-            run.save("vision.pt", progress, {"vision": run.vision.state()})
+            run.save("vision.pt", progress)
             saved = now
-    run.save("vision.pt", progress, {"vision": run.vision.state()})
+    run.save("vision.pt", progress)
 
 
 def _joint_rate(step: int, done: float) -> float:
@@ -116,31 +117,41 @@ def _joint_rate(step: int, done: float) -> float:
     return min(1.0, (step + 1) / 100) * (1.0 if done < JOINT_HOLD else (1.0 - done) / (1.0 - JOINT_HOLD))
 
 
+def _warm_rate(step: int, done: float) -> float:
+    """Warm up and fall to zero: the weights come from the end of such a fall, and a high rate shakes them loose."""
+    return WARM_RATE * min(1.0, (step + 1) / 100) * (1.0 - done)
+
+
 def train_joint(run: Run) -> None:
     """Run stage two to its end, from its last save, or from the end of stage one."""
     plan, progress = run.plan, Progress()
-    stored, first = run.load("joint.pt"), run.load("vision.pt")
-    if stored:
-        progress, state = stored
-        run.vision.restore(state["vision"])
-        run.text.restore(state["text"])
-    elif first:
-        progress.difficulty = first[0].difficulty
-        run.vision.restore(first[1]["vision"])
+    if stored := run.load("joint.pt"):
+        progress = stored
+        progress.difficulty = min(progress.difficulty, plan.joint_difficulty)
+    elif plan.start:
+        progress.difficulty = plan.joint_difficulty
+    elif first := run.load("vision.pt"):
+        progress.difficulty = first.difficulty
     ledger, recent = Ledger(run, "joint"), list[float]()
     last = saved = time.monotonic()
     while progress.seconds < plan.joint_minutes * 60:
         torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
         done = progress.seconds / (plan.joint_minutes * 60)
-        task, frames = task_of(random.Random(f"{plan.seed} task {run.rank} {progress.step}"), done)
-        learn = random.Random(f"{plan.seed} tower {progress.step}").random() < VISION_SHARE
+        stage = 1.0 if plan.start else done  # a network that has been through the first mixes needs them no more
+        task, frames = task_of(random.Random(f"{plan.seed} task {run.rank} {progress.step}"), stage)
+        waking = plan.start is not None and progress.step < WAKING
+        learn = waking or random.Random(f"{plan.seed} tower {progress.step}").random() < VISION_SHARE
         draw = random.Random(f"{plan.seed} joint {run.rank} {progress.step}")
+        # After a warm start only the temporary heads are new: the network stands still until their noise has gone.
+        run.network.requires_grad_(not waking)
         stats = joint_step(run, draw, task, frames, difficulty=progress.difficulty, learn=learn)
-        rate = _joint_rate(progress.step, done)
-        if learn:
+        rate = _warm_rate(progress.step - WAKING, done) if plan.start else _joint_rate(progress.step, done)
+        if learn and not waking:
             slow = VISION_RATE * rate
             run.vision.step(plan.adam_rate * slow, plan.muon_rate * slow)
-        stats["norm"] = run.text.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        if not waking:
+            stats["norm"] = run.text.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        run.labels.step(plan.adam_rate * (1.0 if waking else rate), 0.0)
         if "patch" in stats:
             recent.append(stats.pop("patch"))
         ledger.add(stats)
@@ -148,15 +159,15 @@ def train_joint(run: Run) -> None:
             _ramp(progress, recent, JOINT_THRESHOLD)
         now = time.monotonic()
         progress.step += 1
-        progress.samples += plan.ranks * SIZES.get(task, 1)
+        progress.samples += plan.ranks * samples_of(task, frames)
         progress.seconds, progress.difficulty = _agree(run, progress.seconds + now - last, progress.difficulty)
         last = now
         if run.rank == 0 and progress.step % 100 == 0:
             ledger.line(progress, rate)
         if now - saved > plan.save_seconds:
-            run.save("joint.pt", progress, {"vision": run.vision.state(), "text": run.text.state()})
+            run.save("joint.pt", progress)
             saved = now
-    run.save("joint.pt", progress, {"vision": run.vision.state(), "text": run.text.state()})
+    run.save("joint.pt", progress)
 
 
 def _rank(rank: int, plan: Plan, port: int) -> None:
@@ -164,7 +175,8 @@ def _rank(rank: int, plan: Plan, port: int) -> None:
     if plan.ranks > 1:
         distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=plan.ranks)
     run = Run(plan, rank=rank)
-    train_vision(run)
+    if plan.start is None:
+        train_vision(run)
     train_joint(run)
     if plan.ranks > 1:
         distributed.destroy_process_group()
