@@ -2,6 +2,10 @@
 
 Whoever uses a file holds a shared lock on it, and eviction takes only what it can lock alone, oldest use first. Locks
 are the kernel's, so a killed process leaves none behind.
+
+How much lies here stands in a ledger, kept under the lock of eviction: a store does not walk the folder (with thousands
+of small files that cost more than fetching them). It is walked when the ledger says full, when it is missing, and every
+few minutes, which also corrects what others deleted.
 """
 
 from __future__ import annotations
@@ -17,10 +21,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from pipelines.jobs.errors import ScratchFull
 
 _STALE_SECONDS = 3600.0
+_WALK_SECONDS = 600.0
+_SLACK = 32  # a full cache is emptied by one part in so many more than needed: a walk pays for many stores
 
 
 class Pin:
@@ -103,9 +110,9 @@ class DiskCache:
                 with _mapped():
                     file.flush()
                 sha256 = digest.hexdigest()
-                with _mapped(), (self._locks / "eviction").open("wb") as lock:
-                    fcntl.flock(lock, fcntl.LOCK_EX)
-                    self._make_room(size)
+                with _mapped(), (self._locks / "eviction").open("a+b") as ledger:
+                    fcntl.flock(ledger, fcntl.LOCK_EX)
+                    self._make_room(size, ledger)
                     target = self._path(sha256)
                     target.parent.mkdir(exist_ok=True)
                     path.replace(target)
@@ -131,17 +138,28 @@ class DiskCache:
         """Bytes of all finished files."""
         return sum(about.st_size for _, about in _files(self._objects))
 
-    def _make_room(self, needed: int) -> None:
+    def _make_room(self, needed: int, ledger: BinaryIO) -> None:
+        total, walked = _read(ledger)
+        if total + needed > self._max_bytes or not 0 <= time.time() - walked < _WALK_SECONDS:
+            total, walked = self._walk(needed), time.time()
+        _write(ledger, total + needed, walked)
+
+    def _walk(self, needed: int) -> int:
+        """Count what lies here, evict what is too much; the bytes that stay."""
         self._sweep()
         files = sorted(_files(self._objects), key=lambda entry: entry[1].st_mtime_ns)
-        total = needed + sum(about.st_size for _, about in files)
+        total = sum(about.st_size for _, about in files)
+        most = self._max_bytes - needed
+        if total <= most:
+            return total
         for path, about in files:
-            if total <= self._max_bytes:
-                return
+            if total <= most - self._max_bytes // _SLACK:
+                break
             if _remove_unused(path):
                 total -= about.st_size
-        if total > self._max_bytes:
+        if total > most:
             raise ScratchFull("The worker's scratch cache is full of files in use; give it more space.")
+        return total
 
     def _sweep(self) -> None:
         """Remove leftovers of killed processes, and names whose file is long gone."""
@@ -170,6 +188,23 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         with suppress(FileNotFoundError):
             if path.is_file():
                 yield path, path.stat()
+
+
+def _read(ledger: BinaryIO) -> tuple[int, float]:
+    """Bytes, and when they were last counted; a ledger that tells nothing was never counted."""
+    ledger.seek(0)
+    try:
+        total, walked = ledger.read().split()
+        return int(total), float(walked)
+    except ValueError:
+        return 0, 0.0
+
+
+def _write(ledger: BinaryIO, total: int, walked: float) -> None:
+    ledger.seek(0)
+    ledger.truncate()
+    ledger.write(f"{total} {walked}".encode())
+    ledger.flush()
 
 
 def _remove_unused(path: Path) -> bool:

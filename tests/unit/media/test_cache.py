@@ -49,6 +49,29 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert cache.size() <= 30
 
 
+def test_a_store_does_not_walk_the_folder_but_a_full_cache_is_counted_anew(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 30)
+    cache.store([b"a" * 10]).pin.close()
+    stray = tmp_path / "objects" / "stray"
+    stray.write_bytes(b"x" * 10)
+    os.utime(stray, (1, 1))
+    cache.store([b"b" * 10]).pin.close()
+    assert stray.exists(), "not seen: the ledger says 20 of 30 bytes"
+    cache.store([b"c" * 10]).pin.close()
+    cache.store([b"d" * 10]).pin.close()
+    assert not stray.exists()
+    assert cache.size() <= 30
+
+
+def test_a_ledger_that_tells_nothing_is_made_anew(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 20)
+    cache.store([b"a" * 10]).pin.close()
+    cache.store([b"b" * 10]).pin.close()
+    (tmp_path / "locks" / "eviction").write_bytes(b"?")
+    cache.store([b"c" * 10]).pin.close()
+    assert cache.size() == 20
+
+
 def test_a_file_in_use_is_never_evicted(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 20)
     kept = cache.store([b"a" * 10])
