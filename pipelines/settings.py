@@ -18,7 +18,8 @@ def _alias(name: str) -> AliasChoices:
     return AliasChoices(f"BATCHSIGHT_{name}", name)
 
 
-MiB = 1024 * 1024
+KiB = 1024
+MiB = 1024 * KiB
 GiB = 1024 * MiB
 
 
@@ -114,6 +115,12 @@ class Settings(BaseSettings):
     dispatch_window: int = Field(64, ge=1, description="messages that may lie in each queue")
     ready_items: int = Field(512, ge=1, description="prepared items that may wait for an engine")
     ready_bytes: int = Field(20 * GiB, ge=1, description="bytes of tile packs that may wait for an engine")
+    inline_pack_bytes: int = Field(
+        32 * KiB,
+        ge=0,
+        le=MiB,
+        description="packs of at most so many bytes lie in Postgres, others as blobs",
+    )
     cpu_workers: int = Field(0, ge=0, description="processes of one cpu worker; 0: all cores")
     drain_seconds: float = Field(30, ge=0, description="grace at SIGTERM before running items are given back")
     retention_days: int = Field(30, ge=1, description="results, items and uploads are kept for so long")

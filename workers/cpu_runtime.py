@@ -2,7 +2,7 @@
 
 plan(job)            claim → batches, each committed with its cursor
 paginate(job, docs)  claim → lease → count pages → items
-prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete
+prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete, some items at a time
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from functools import lru_cache
 
 import structlog
 
-from pipelines.jobs.errors import InternalError, ServiceUnavailable, StoreUnavailable
-from pipelines.jobs.models import ClaimedItem, JobSpec
+from pipelines.jobs.errors import ServiceUnavailable, StoreUnavailable
+from pipelines.jobs.models import JobSpec
 from pipelines.jobs.outcomes import Cancelled, Outcome, Released, Retry
 from pipelines.jobs.retry import after_failure
 from pipelines.steps.abort import Abort, AbortReason
 from pipelines.steps.complete import complete
 from pipelines.steps.paginate import Paged, PaginateTools, paginate
 from pipelines.steps.plan import PlanTools, batches
-from pipelines.steps.prepare import PrepareTools, prepare
+from pipelines.steps.prepare import PrepareTools
+from pipelines.steps.prepare_batch import prepare
 from pipelines.store import documents, items, jobs
 from pipelines.store.session import Database
 from workers.leases import Key, LeaseKeeper
@@ -51,9 +52,9 @@ class CpuRuntime:
         paginate_tools: PaginateTools,
         prepare_tools: PrepareTools,
         options: CpuRuntimeOptions,
-        close_decoder: Callable[[], None],
+        close_media: Callable[[], None],
     ) -> None:
-        self._close_decoder = close_decoder
+        self._close_media = close_media
         self._database = database
         self._plan_tools = plan_tools
         self._paginate_tools = paginate_tools
@@ -119,41 +120,41 @@ class CpuRuntime:
                     documents.fail_document(conn, claimed, code=failed.code, message=failed.message)
 
     def prepare(self, job_id: uuid.UUID, seqs: Sequence[int]) -> None:
-        """Fetch, decode and cut items of one document (grouped here if a message mixes several)."""
+        """Fetch, decode and cut items of one job; each is written as soon as it has its outcome."""
         with self._database.begin() as conn:
             claimed = items.claim_prepare(
                 conn, job_id, seqs, worker=self._options.worker, lease=self._options.lease_seconds
             )
-        groups: dict[int, list[ClaimedItem]] = {}
-        for item in claimed:
-            groups.setdefault(item.document.doc, []).append(item)
+        if not claimed:
+            return
         with ExitStack() as held:
             aborts = {
                 item.seq: held.enter_context(self.item_leases.hold((item.job_id, item.seq, item.attempt)))
                 for item in claimed
             }
-            for group in groups.values():
-                self._prepare_group(group, aborts)
-
-    def _prepare_group(self, group: Sequence[ClaimedItem], aborts: dict[int, Abort]) -> None:
-        wanted = [item for item in group if aborts[item.seq].reason is None]
-        entries: list[tuple[ClaimedItem, Outcome]] = [
-            (item, _stopped(aborts[item.seq])) for item in group if aborts[item.seq].reason is not None
-        ]
-        if wanted:
+            owed = {item.seq: item for item in claimed}
             try:
-                entries += prepare(wanted, self._spec(wanted[0].job_id), self._prepare_tools)
+                spec = self._spec(job_id)
+                for results in prepare(claimed, spec, self._prepare_tools, stopped=lambda i: _stopped(aborts[i.seq])):
+                    complete(self._database, items, results)
+                    for item, _ in results:
+                        owed.pop(item.seq, None)
+            except StoreUnavailable:
+                raise  # nothing can be recorded now; the leases run out
             except BaseException as error:  # noqa: BLE001 - MemoryError and worse still owe an outcome
-                _log.exception("prepare_raised", job_id=str(wanted[0].job_id), seqs=[item.seq for item in wanted])
+                _log.exception("prepare_raised", job_id=str(job_id), seqs=list(owed))
                 uniform = self._prepare_tools.uniform
-                entries += [(item, after_failure(error, fails=item.fails, uniform=uniform)) for item in wanted]
-        complete(self._database, items, entries)
+                complete(
+                    self._database,
+                    items,
+                    [(item, after_failure(error, fails=item.fails, uniform=uniform)) for item in owed.values()],
+                )
 
     def close(self) -> None:
         """Stop beating, end the decoders, close the pool."""
         self.item_leases.close()
         self.document_leases.close()
-        self._close_decoder()
+        self._close_media()
         self._database.close()
 
     def _load_spec(self, job_id: uuid.UUID) -> JobSpec:
@@ -172,11 +173,11 @@ class CpuRuntime:
             return documents.heartbeat(conn, held, lease=self._options.lease_seconds)
 
 
-def _stopped(abort: Abort) -> Outcome:
+def _stopped(abort: Abort) -> Outcome | None:
     match abort.reason:
+        case None:
+            return None
         case AbortReason.CANCELLED:
             return Cancelled()
-        case None:
-            raise InternalError("nothing has stopped this item")
         case reason:
             return Released(reason=reason.value)

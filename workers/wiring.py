@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from pipelines.store.session import Database
 from workers.cpu_runtime import CpuRuntime, CpuRuntimeOptions
 from workers.gpu_runtime import GpuRuntime, GpuRuntimeOptions
 from workers.stream import StreamPublisher
+
+_FETCH_THREADS = 4
+"""Sources fetched and packs written side by side, in each child of a cpu worker."""
 
 
 def worker_name(role: str) -> str:
@@ -81,7 +85,7 @@ def cpu_runtime(
     make_https: Callable[[], httpx2.Client] = guarded_client,
 ) -> CpuRuntime:
     """Everything one child of a cpu worker owns."""
-    database = Database(settings.database_url, pool_size=2, application_name=worker_name("cpu"))
+    database = Database(settings.database_url, pool_size=_FETCH_THREADS, application_name=worker_name("cpu"))
     blobs = blob_store(settings)
     limits = media_limits(settings)
     objects = S3ObjectReader(s3_options(settings))
@@ -123,6 +127,12 @@ def cpu_runtime(
         rules=rules,
     )
     decoder = make_decoder(limits)
+    threads = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="media")
+
+    def close_media() -> None:
+        threads.shutdown(wait=False, cancel_futures=True)
+        decoder.close()
+
     return CpuRuntime(
         database=database,
         plan_tools=PlanTools(
@@ -137,7 +147,8 @@ def cpu_runtime(
         prepare_tools=PrepareTools(
             fetch=opener.open,
             decoder=decoder,
-            shelf=Shelf(database, blobs),
+            shelf=Shelf(database, blobs, inline=settings.inline_pack_bytes),
+            threads=threads,
             output=Output.IMAGES if is_remote(settings) else Output.TILES,
             tile=tile_size(settings),
         ),
@@ -146,7 +157,7 @@ def cpu_runtime(
             lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
         ),
-        close_decoder=decoder.close,
+        close_media=close_media,
     )
 
 

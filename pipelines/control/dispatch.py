@@ -11,6 +11,7 @@ and not claimed is claimable again at once. So it is after a publication that fa
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,7 +32,7 @@ from pipelines.control.messages import (
 )
 from pipelines.control.pressure import Pace, Shelf, Suspects, Throttle, loads, suspects
 from pipelines.jobs.errors import BrokerUnavailable
-from pipelines.store import census, dispatch, leader
+from pipelines.store import census, dispatch, leader, workers
 from pipelines.store.census import Busy
 from pipelines.store.dispatch import Lane, Picked, Suspicion
 from pipelines.store.leader import Epoch
@@ -42,6 +43,10 @@ _log = structlog.get_logger(__name__)
 
 STAGES = frozenset({Wake.PLAN, Wake.PAGINATE, Wake.PREPARE, Wake.INFER})
 """The wake-ups that mean dispatching."""
+
+_LEAST_SPREAD = 8
+_ASK_WORKERS = 5.0  # seconds
+_WORKER_ALIVE = 60.0  # seconds
 
 _ONCE = Suspicion(least=1, most=1)
 _TWICE = Suspicion(least=2, most=99)
@@ -116,6 +121,7 @@ class Dispatcher:
         self._clock = clock
         self._throttles = {lane.interactive: Throttle(options.shelf) for lane in _LANES}
         self._uncertain = True
+        self._spread = (-math.inf, _LEAST_SPREAD)
         self.pace = Pace()
 
     def tick(self, epoch: Epoch, stages: Collection[Wake] = STAGES) -> Dispatched:
@@ -181,6 +187,14 @@ class Dispatcher:
                 if Wake.PREPARE in stages:
                     self._prepares(conn, this, lane, busy)
 
+    def _messages(self, conn: Connection, room: int) -> int:
+        """Into how many messages of several ids a pick is cut: enough for every idle worker, no more than fit."""
+        asked, most = self._spread
+        if self._clock() - asked > _ASK_WORKERS:
+            most = max(_LEAST_SPREAD, 2 * workers.slots(conn, "cpu", within=_WORKER_ALIVE))
+            self._spread = (self._clock(), most)
+        return min(room, most)
+
     def _plans(self, conn: Connection, this: _Round, lane: Lane) -> None:
         room = this.fits(lane, engine=False)
         picked = dispatch.pick_plans(conn, lane, limit=room, suspects=self._options.suspects) if room else ()
@@ -203,7 +217,8 @@ class Dispatcher:
         room = this.fits(lane, engine=False) - len(picked)
         limit = room * self._options.group
         fresh = dispatch.pick_documents(conn, lane, limit=limit, loads=share) if limit > 0 else ()
-        groups = (*((row,) for row in picked), *grouped(fresh, room=room, most=self._options.group))
+        cut = grouped(fresh, room=self._messages(conn, room), most=self._options.group)
+        groups = (*((row,) for row in picked), *cut)
         room = this.fits(lane, engine=False)
         for group in groups[:room]:
             docs = tuple(row.number for row in group)
@@ -230,7 +245,8 @@ class Dispatcher:
         room = this.fits(lane, engine=False) - len(picked)
         limit = min(room * self._options.group, allowed - len(picked))
         fresh = dispatch.pick_prepares(conn, lane, limit=limit, loads=share) if limit > 0 else ()
-        groups = (*((row,) for row in picked), *grouped(fresh, room=room, most=self._options.group))
+        cut = grouped(fresh, room=self._messages(conn, room), most=self._options.group)
+        groups = (*((row,) for row in picked), *cut)
         room = this.fits(lane, engine=False)
         for group in groups[:room]:
             this.say(

@@ -100,12 +100,16 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class PackRef:
-    """Where an item's prepared pixels lie: blob key, SHA-256 of the blob, its bytes, its tiles."""
+    """Where an item's prepared pixels lie: blob key, SHA-256 of the blob, its bytes, its tiles.
+
+    `data`: the pack itself, where it is small and the claim brought it along.
+    """
 
     key: str
     sha256: str
     size: int
     tiles: int
+    data: bytes | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

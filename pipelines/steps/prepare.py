@@ -1,7 +1,8 @@
-"""PREPARE: source files become packs: fetch once, decode in the isolated child, cut tiles or sample frames, store.
+"""PREPARE, one document: decode in the isolated child, cut tiles or sample frames.
 
-The items of one call are consecutive pages of one document, so their file is fetched once and opened once. A page that
-fails fails alone. A pack is named by its content and parameters: what another job of the tenant has prepared is reused.
+The items of a document are consecutive pages of it, so its file is fetched once and opened once. A page that fails
+fails alone. A pack is named by its content and parameters: what another job of the tenant has prepared is reused. How
+the documents of one message go together stands in `pipelines.steps.prepare_batch`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,17 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import structlog
 
 from pipelines.jobs.errors import UnsupportedMedia
 from pipelines.jobs.models import ClaimedItem, JobSpec, MediaRef, PackRef
-from pipelines.jobs.outcomes import Outcome, Prepared
-from pipelines.jobs.retry import after_failure
+from pipelines.jobs.outcomes import Outcome
 from pipelines.kinds import registry
 from pipelines.kinds.base import MediaClass, MediumView, Preprocessing
 from pipelines.kinds.registry import AnyKind
@@ -31,8 +31,6 @@ from pipelines.media.isolate import PageOutcome
 from pipelines.media.options import Output, PrepareOptions
 from pipelines.media.pack import EncodedPack, Pack, TilePack
 from pipelines.media.sniff import MediaType
-
-_log = structlog.get_logger(__name__)
 
 Result = tuple[ClaimedItem, Outcome]
 
@@ -78,103 +76,105 @@ class StoredPack:
     media_hash: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PutPack:
+    """A pack whose bytes are safe but which nobody can find yet. `inline`: its bytes, where no blob was written."""
+
+    stored: StoredPack
+    inline: bytes | None = None
+
+
 class PackShelf(Protocol):
-    """The packs of all tenants: a row each, a blob each (`pipelines.steps.shelf`)."""
+    """The packs of all tenants: a row each, a blob each unless they are small (`pipelines.steps.shelf`)."""
 
-    def find(self, key: str) -> StoredPack | None:
-        """A pack that may be reused; finding it keeps it from being collected."""
+    def find(self, keys: Sequence[str]) -> Mapping[str, StoredPack]:
+        """Those of `keys` that may be reused; finding one keeps it from being collected."""
 
-    def store(self, key: str, spec: JobSpec, data: bytes, *, tiles: int, media_hash: str) -> StoredPack:
-        """Put the blob, then the row."""
+    def put(self, key: str, data: bytes, *, tiles: int, media_hash: str) -> PutPack:
+        """Write the blob, unless the pack is small. Called from several threads."""
+
+    def record(self, spec: JobSpec, packs: Sequence[PutPack]) -> None:
+        """Then the rows, in one transaction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareTools:
-    """What PREPARE needs. `output`: what the engines of this installation eat; `tile`: their side in pixels."""
+    """What PREPARE needs. `output`: what the engines of this installation eat; `tile`: their side in pixels.
+
+    `threads`: where sources are fetched and packs written while the decoder works.
+    """
 
     fetch: Callable[[JobSpec, MediaRef], AbstractContextManager[SourceFile]]
     decoder: Decode
     shelf: PackShelf
     output: Output
+    threads: Executor
     tile: int = TILE
     uniform: Callable[[float, float], float] = random.uniform
 
 
-def prepare(items: Sequence[ClaimedItem], spec: JobSpec, tools: PrepareTools) -> list[Result]:
-    """Prepare items of one document; one outcome each, nothing is raised but what ends the process."""
-    try:
-        return _Preparation(items, spec, tools).run()
-    except Exception as error:  # noqa: BLE001 - the boundary: any failure becomes a typed outcome
-        _log.warning("prepare_failed", job_id=str(spec.job_id), seqs=[item.seq for item in items], exc_info=error)
-        return [(item, after_failure(error, fails=item.fails, uniform=tools.uniform)) for item in items]
+class DocumentPreparation:
+    """The items of one document on their way to packs. Not thread-safe; `close` lets its files go."""
 
-
-class _Preparation:
     def __init__(self, items: Sequence[ClaimedItem], spec: JobSpec, tools: PrepareTools) -> None:
-        self._items = items
+        self.items = items
         self._spec = spec
         self._tools = tools
         self._document = items[0].document
         self._kind: AnyKind = registry.get(spec.kind)
         parameters = self._kind.parse_parameters({**spec.parameters, **self._document.overrides})
-        preprocessing = self._kind.preprocessing(parameters)
-        self._options = options_of(preprocessing, tools.output, tools.tile)
-        self._media_tiles = preprocessing.media_tiles
+        self._options = options_of(self._kind.preprocessing(parameters), tools.output, tools.tile)
+        self._open = ExitStack()
+        self._files: list[SourceFile] = []
 
-    def run(self) -> list[Result]:
-        with ExitStack() as open_files:
-            files = [open_files.enter_context(self._tools.fetch(self._spec, media)) for media in self._document.media]
-            versions = tuple(file.version for file in files)
-            done: dict[int, Outcome] = {}
-            missing: list[tuple[ClaimedItem, str]] = []
-            for item in self._items:
-                key = self._key(item, files)
-                found = self._tools.shelf.find(key)
-                if found is None:
-                    missing.append((item, key))
-                else:
-                    done[item.seq] = Prepared(pack=found.ref, media_hash=found.media_hash, versions=versions)
-            if missing:
-                done.update(self._cut(missing, files, versions))
-        return [(item, done[item.seq]) for item in self._items]
+    def fetch(self) -> None:
+        """Bring its media to this disk. Raises what `PrepareTools.fetch` raises."""
+        for media in self._document.media:
+            self._files.append(self._open.enter_context(self._tools.fetch(self._spec, media)))
 
-    def _key(self, item: ClaimedItem, files: Sequence[SourceFile]) -> str:
-        source = hashlib.sha256("\n".join(file.sha256 for file in files).encode()).hexdigest()
+    @property
+    def versions(self) -> tuple[str | None, ...]:
+        """What was really read, medium by medium."""
+        return tuple(file.version for file in self._files)
+
+    def key(self, item: ClaimedItem) -> str:
+        """The name of an item's pack; its document has been fetched."""
+        source = hashlib.sha256("\n".join(file.sha256 for file in self._files).encode()).hexdigest()
         parameters: dict[str, object] = {
             "page": item.page,
             "image": self._options(MediaClass.IMAGE).parameters(),
             "video": self._options(MediaClass.VIDEO).parameters(),
         }
-        if self._media_tiles:
-            parameters["media_tiles"] = list(self._media_tiles)
         return packs.pack_key(str(self._spec.tenant_id), source, parameters)
 
-    def _cut(
-        self, missing: Sequence[tuple[ClaimedItem, str]], files: Sequence[SourceFile], versions: tuple[str | None, ...]
-    ) -> dict[int, Outcome]:
-        keys = {item.seq: key for item, key in missing}
-        done: dict[int, Outcome] = {}
-        paged = [item for item, _ in missing if item.page is not None]
-        by_page = {item.page: item for item in paged}
+    def cut(self, items: Sequence[ClaimedItem]) -> Iterator[tuple[ClaimedItem, Pack | BaseException]]:
+        """The packs of `items`, one in memory at a time; an item that fails gives its error and harms no other."""
+        paged = {item.page: item for item in items if item.page is not None}
         if paged:
-            pages = [item.page for item in paged if item.page is not None]
             options = self._options(MediaClass.DOCUMENT)
-            for outcome in self._tools.decoder.prepare_pages(files[0].path, pages, options):
-                item = by_page[outcome.page]
+            views = (MediumView(media_class=MediaClass.DOCUMENT),)
+            for outcome in self._tools.decoder.prepare_pages(self._files[0].path, list(paged), options):
+                item = paged[outcome.page]
                 if outcome.pack is None:
-                    failure = outcome.error or RuntimeError("the decoder gave neither a pack nor an error")
-                    done[item.seq] = after_failure(failure, fails=item.fails, uniform=self._tools.uniform)
-                    continue
-                views = (MediumView(media_class=MediaClass.DOCUMENT),)
-                done[item.seq] = self._store(keys[item.seq], with_views(outcome.pack, views), versions)
-        for item, key in missing:
+                    yield item, outcome.error or RuntimeError("the decoder gave neither a pack nor an error")
+                else:
+                    yield item, with_views(outcome.pack, views)
+        for item in items:
             if item.page is None:
-                done[item.seq] = self._store(key, self._whole(files), versions)
-        return done
+                try:
+                    whole = self._whole()
+                except Exception as error:  # noqa: BLE001 - handed on: the caller makes an outcome of it
+                    yield item, error
+                else:
+                    yield item, whole
 
-    def _whole(self, files: Sequence[SourceFile]) -> Pack:
+    def close(self) -> None:
+        """Let the files go. Repeatable."""
+        self._open.close()
+
+    def _whole(self) -> Pack:
         parts: list[tuple[Pack, MediumView]] = []
-        for index, file in enumerate(files):
+        for file in self._files:
             media_class = class_of(file.media_type)
             if media_class is MediaClass.DOCUMENT and file.media_type is MediaType.TIFF:
                 media_class = MediaClass.IMAGE  # a TIFF as one item is its first page
@@ -184,20 +184,12 @@ class _Preparation:
                     f"{self._document.name} is a {media_class}, but {self._kind.name} reads: {reads}"
                 )
             options = self._options(media_class)
-            if index < len(self._media_tiles):
-                options = replace(options, max_tiles=self._media_tiles[index])
             if media_class is MediaClass.VIDEO:
                 pack = self._tools.decoder.prepare_video(file.path, options)
             else:
                 pack = self._tools.decoder.prepare_image(file.path, options)
             parts.append((pack, MediumView(media_class=media_class, images=images_in(pack))))
         return combine(parts, self._tools.output)
-
-    def _store(self, key: str, pack: Pack, versions: tuple[str | None, ...]) -> Prepared:
-        media_hash = media_hash_of(pack)
-        tiles = len(pack.tiles) if isinstance(pack, TilePack) else 0
-        stored = self._tools.shelf.store(key, self._spec, packs.encode(pack), tiles=tiles, media_hash=media_hash)
-        return Prepared(pack=stored.ref, media_hash=stored.media_hash, versions=versions)
 
 
 def options_of(preprocessing: Preprocessing, output: Output, tile: int) -> Callable[[MediaClass], PrepareOptions]:

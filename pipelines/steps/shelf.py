@@ -1,7 +1,9 @@
 """The shelf of packs: a row and a blob each, stored by PREPARE, verified and kept warm for INFER.
 
 Blob first, then row: a row always has its blob, and a blob without a row is collected later. The row is locked by reuse
-and by collection alike (`pipelines.store.packs`), so a pack that was found is not collected under its finder.
+and by collection alike (`pipelines.store.packs`), so a pack that was found is not collected under its finder. A small
+pack (text alone, an icon, a blank page) lies in its row: it costs no request to the blob store, neither to write nor to
+read, for the claim brings it along.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pipelines.blobs.base import BlobStore
 from pipelines.engine.types import EncodedImage, EncodedImages, Tiles
@@ -19,37 +21,46 @@ from pipelines.media import pack as files
 from pipelines.media.pack import Pack, TilePack
 from pipelines.steps.complete import Transactions
 from pipelines.steps.infer import LoadedPack
-from pipelines.steps.prepare import StoredPack, views_of
+from pipelines.steps.prepare import PutPack, StoredPack, views_of
 from pipelines.store import packs
 
 _CACHE_BYTES = 256 * 1024 * 1024
 
 
 class Shelf:
-    """Packs by key. Thread-safe."""
+    """Packs by key. Thread-safe. `inline`: packs of at most so many bytes lie in their row."""
 
-    def __init__(self, transactions: Transactions, blobs: BlobStore) -> None:
+    def __init__(self, transactions: Transactions, blobs: BlobStore, *, inline: int = 0) -> None:
         self._transactions = transactions
         self._blobs = blobs
+        self._inline = inline
 
-    def find(self, key: str) -> StoredPack | None:
-        """The pack under `key`, if there is one; its age begins anew."""
+    def find(self, keys: Sequence[str]) -> Mapping[str, StoredPack]:
+        """Those of `keys` that are there; their age begins anew."""
         with self._transactions.begin() as conn:
-            row = packs.lookup_and_touch(conn, key)
-        if row is None:
-            return None
-        return StoredPack(
-            ref=PackRef(key=key, sha256=row.sha256, size=row.size, tiles=row.tiles), media_hash=row.media_hash
-        )
+            rows = packs.lookup_and_touch(conn, keys)
+        return {
+            row.key: StoredPack(
+                ref=PackRef(key=row.key, sha256=row.sha256, size=row.size, tiles=row.tiles), media_hash=row.media_hash
+            )
+            for row in rows
+        }
 
-    def store(self, key: str, spec: JobSpec, data: bytes, *, tiles: int, media_hash: str) -> StoredPack:
-        """Put the blob, then the row. Raises `BlobStoreUnavailable` or `StoreUnavailable`."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        self._blobs.put(key, data)
-        ref = PackRef(key=key, sha256=sha256, size=len(data), tiles=tiles)
+    def put(self, key: str, data: bytes, *, tiles: int, media_hash: str) -> PutPack:
+        """Write the blob, unless the pack is small. Raises `BlobStoreUnavailable`."""
+        small = len(data) <= self._inline
+        if not small:
+            self._blobs.put(key, data)
+        ref = PackRef(key=key, sha256=hashlib.sha256(data).hexdigest(), size=len(data), tiles=tiles)
+        return PutPack(stored=StoredPack(ref=ref, media_hash=media_hash), inline=data if small else None)
+
+    def record(self, spec: JobSpec, put: Sequence[PutPack]) -> None:
+        """The rows, in one transaction. Raises `StoreUnavailable`."""
+        new = [
+            packs.NewPack(pack=entry.stored.ref, media_hash=entry.stored.media_hash, data=entry.inline) for entry in put
+        ]
         with self._transactions.begin() as conn:
-            packs.record(conn, tenant_id=spec.tenant_id, pack=ref, media_hash=media_hash)
-        return StoredPack(ref=ref, media_hash=media_hash)
+            packs.record(conn, tenant_id=spec.tenant_id, packs=new)
 
 
 class Loader:
@@ -70,7 +81,7 @@ class Loader:
                 self._cache.move_to_end(name)
                 return self._cache[name][0]
         try:
-            data = self._blobs.get(pack.key)
+            data = self._blobs.get(pack.key) if pack.data is None else pack.data
         except MediaNotFound as error:
             raise PackDamaged("the tile pack is gone; it is prepared again") from error
         if len(data) != pack.size:

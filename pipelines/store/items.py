@@ -39,13 +39,24 @@ claimed AS (
     RETURNING i.job_id, i.seq, i.attempt, i.losses, i.fails, i.doc, i.page, i.media_hash,
         i.pack_key, i.pack_sha256, i.pack_bytes, i.tiles
 )
-SELECT claimed.*, d.name, d.media, d.overrides, d.metadata
-FROM claimed JOIN documents AS d ON d.job_id = claimed.job_id AND d.doc = claimed.doc
+SELECT claimed.*, d.name, d.media, d.overrides, d.metadata, {pack}
+FROM claimed JOIN documents AS d ON d.job_id = claimed.job_id AND d.doc = claimed.doc{packs}
 ORDER BY claimed.job_id, claimed.seq
 """
 
-_CLAIM_PREPARE = text(_CLAIM.format(state="pending", leased="preparing", started=""))
-_CLAIM_INFER = text(_CLAIM.format(state="ready", leased="inferring", started=", started_at = now()"))
+_CLAIM_PREPARE = text(
+    _CLAIM.format(state="pending", leased="preparing", started="", pack="CAST(NULL AS bytea) AS data", packs="")
+)
+# A small pack comes with the claim: no request to the blob store.
+_CLAIM_INFER = text(
+    _CLAIM.format(
+        state="ready",
+        leased="inferring",
+        started=", started_at = now()",
+        pack="p.data",
+        packs="\n    LEFT JOIN packs AS p ON p.key = claimed.pack_key AND p.sha256 = claimed.pack_sha256",
+    )
+)
 
 # One statement for everything a process holds. An expired lease that nobody has swept yet is still its holder's.
 _HEARTBEAT = text("""
@@ -166,7 +177,9 @@ def _claimed(rows: Sequence[Row[tuple[object, ...]]]) -> tuple[ClaimedItem, ...]
             )
         pack = None
         if row.pack_key is not None:
-            pack = PackRef(key=row.pack_key, sha256=row.pack_sha256, size=row.pack_bytes, tiles=row.tiles)
+            pack = PackRef(
+                key=row.pack_key, sha256=row.pack_sha256, size=row.pack_bytes, tiles=row.tiles, data=row.data
+            )
         claimed.append(
             ClaimedItem(
                 job_id=row.job_id,

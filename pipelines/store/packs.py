@@ -3,6 +3,7 @@
 A row is locked by reuse (`lookup_and_touch`) and by collection (`collect`) alike, and the collector deletes the blobs
 before its transaction ends: who finds a row finds its blob, and who comes while it is collected waits a moment, finds
 nothing, and prepares anew. A collector that dies in between leaves a row without a blob: its items are repaired.
+A small pack lies in its row and has no blob. Rows are locked in the order of their keys.
 """
 
 from __future__ import annotations
@@ -18,13 +19,24 @@ from pipelines.jobs.models import PackRef
 MIN_AGE = 24 * 3600.0
 """Seconds. A pack that was used more recently is never collected: its finder may not have written its item yet."""
 
-_TOUCH = text("UPDATE packs SET used_at = now() WHERE key = :key RETURNING key, sha256, size, tiles, media_hash")
+_TOUCH = text("""
+WITH found AS (
+    SELECT key FROM packs WHERE key = ANY(CAST(:keys AS text[])) ORDER BY key FOR NO KEY UPDATE
+)
+UPDATE packs SET used_at = now() FROM found WHERE packs.key = found.key
+RETURNING packs.key, packs.sha256, packs.size, packs.tiles, packs.media_hash
+""")
 
 _RECORD = text("""
-INSERT INTO packs (key, tenant_id, sha256, size, tiles, media_hash)
-VALUES (:key, :tenant_id, :sha256, :size, :tiles, :media_hash)
+INSERT INTO packs (key, tenant_id, sha256, size, tiles, media_hash, data)
+SELECT key, :tenant_id, sha256, size, tiles, media_hash, data
+FROM unnest(
+    CAST(:keys AS text[]), CAST(:sha256s AS text[]), CAST(:sizes AS bigint[]), CAST(:tiles AS int[]),
+    CAST(:media_hashes AS text[]), CAST(:data AS bytea[])
+) AS e(key, sha256, size, tiles, media_hash, data)
+ORDER BY key
 ON CONFLICT (key) DO UPDATE SET sha256 = excluded.sha256, size = excluded.size, tiles = excluded.tiles,
-    media_hash = excluded.media_hash, used_at = now()
+    media_hash = excluded.media_hash, data = excluded.data, used_at = now()
 """)
 
 # Items that still need their pack stand in three partial indexes. The age is checked again under the lock.
@@ -62,21 +74,31 @@ class PackRow:
     media_hash: str
 
 
-def lookup_and_touch(conn: Connection, key: str) -> PackRow | None:
-    """The pack under `key`, its age begun anew; waits for a collector that holds it."""
-    row = conn.execute(_TOUCH, {"key": key}).one_or_none()
-    return None if row is None else PackRow(**row._mapping)
+@dataclass(frozen=True, kw_only=True)
+class NewPack:
+    """A pack to be recorded. `data`: its bytes, where it has no blob."""
+
+    pack: PackRef
+    media_hash: str
+    data: bytes | None = None
 
 
-def record(conn: Connection, *, tenant_id: uuid.UUID, pack: PackRef, media_hash: str) -> None:
-    """Record a blob that has been stored; a row that is there already is brought up to date."""
+def lookup_and_touch(conn: Connection, keys: Sequence[str]) -> tuple[PackRow, ...]:
+    """The packs under `keys`, their age begun anew; waits for a collector that holds one."""
+    return tuple(PackRow(**row._mapping) for row in conn.execute(_TOUCH, {"keys": list(keys)}))
+
+
+def record(conn: Connection, *, tenant_id: uuid.UUID, packs: Sequence[NewPack]) -> None:
+    """Record packs that have been stored; a row that is there already is brought up to date."""
+    once = {new.pack.key: new for new in packs}  # two items of one message may be the same picture
     values = {
-        "key": pack.key,
         "tenant_id": tenant_id,
-        "sha256": pack.sha256,
-        "size": pack.size,
-        "tiles": pack.tiles,
-        "media_hash": media_hash,
+        "keys": list(once),
+        "sha256s": [new.pack.sha256 for new in once.values()],
+        "sizes": [new.pack.size for new in once.values()],
+        "tiles": [new.pack.tiles for new in once.values()],
+        "media_hashes": [new.media_hash for new in once.values()],
+        "data": [new.data for new in once.values()],
     }
     conn.execute(_RECORD, values)
 

@@ -45,6 +45,7 @@ packs = Table(
     Column("media_hash", Text, nullable=False),
     timestamp("created_at", nullable=False, now=True),
     timestamp("used_at", nullable=False, now=True),
+    Column("data", LargeBinary, comment="the pack itself, where it is small; null: it is a blob"),
     Index("packs_used", "used_at"),
 )
 

@@ -22,6 +22,10 @@ _FORGET = text("DELETE FROM workers WHERE id = :id")
 _LIST = text("""
 SELECT * FROM workers WHERE seen_at > now() - make_interval(secs => :within) ORDER BY role, id
 """)
+_SLOTS = text("""
+SELECT coalesce(sum(slots), 0) FROM workers
+WHERE role = :role AND NOT draining AND seen_at > now() - make_interval(secs => :within)
+""")
 _EXPIRE = text("DELETE FROM workers WHERE seen_at < now() - make_interval(secs => :older_than)")
 
 
@@ -75,6 +79,11 @@ def list_workers(conn: Connection, *, within: float) -> tuple[Worker, ...]:
         )
         for row in conn.execute(_LIST, {"within": within})
     )
+
+
+def slots(conn: Connection, role: str, *, within: float) -> int:
+    """How much the role's workers, seen within so many seconds, can do at once."""
+    return int(conn.execute(_SLOTS, {"role": role, "within": within}).scalar_one())
 
 
 def expire(conn: Connection, *, older_than: float) -> int:

@@ -218,7 +218,8 @@ def test_unwanted_packs_and_orphans_are_collected_and_the_wanted_kept(world: Wor
     tenant, day = world.tenant(), 24 * 3600.0
     with world.database.begin() as conn:
         for key in ("packs/old", "packs/young"):
-            packs.record(conn, tenant_id=tenant, pack=PackRef(key=key, sha256="s", size=1, tiles=1), media_hash="m")
+            pack = PackRef(key=key, sha256="s", size=1, tiles=1)
+            packs.record(conn, tenant_id=tenant, packs=[packs.NewPack(pack=pack, media_hash="m")])
     world.age("packs", "used_at", 2 * day, "key = 'packs/old'")
     blobs = Blobs(old=2 * day, young=2 * day, orphan=2 * day, fresh=60.0)
     done = retention(world, blobs).run(epoch)
@@ -229,7 +230,7 @@ def test_unwanted_packs_and_orphans_are_collected_and_the_wanted_kept(world: Wor
 def test_a_blob_store_that_is_away_postpones_and_loses_nothing(world: World, epoch: Epoch) -> None:
     with world.database.begin() as conn:
         pack = PackRef(key="packs/old", sha256="s", size=1, tiles=1)
-        packs.record(conn, tenant_id=world.tenant(), pack=pack, media_hash="m")
+        packs.record(conn, tenant_id=world.tenant(), packs=[packs.NewPack(pack=pack, media_hash="m")])
     world.age("packs", "used_at", 2 * 24 * 3600.0)
     blobs = Blobs(old=2 * 24 * 3600.0)
     blobs.away = True

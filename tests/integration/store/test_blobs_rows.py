@@ -24,9 +24,8 @@ def tenant(world: World) -> uuid.UUID:
 
 def record(world: World, tenant: uuid.UUID, *keys: str, age: float = 2 * DAY) -> None:
     with world.database.begin() as conn:
-        for key in keys:
-            pack = PackRef(key=key, sha256="s", size=5, tiles=2)
-            packs.record(conn, tenant_id=tenant, pack=pack, media_hash="m")
+        new = [packs.NewPack(pack=PackRef(key=key, sha256="s", size=5, tiles=2), media_hash="m") for key in keys]
+        packs.record(conn, tenant_id=tenant, packs=new)
     world.age("packs", "used_at", age)
 
 
@@ -38,9 +37,8 @@ def collect(world: World) -> set[str]:
 def test_a_pack_is_found_and_its_age_begins_anew(world: World, tenant: uuid.UUID) -> None:
     record(world, tenant, "packs/a", "packs/b")
     with world.database.begin() as conn:
-        found = packs.lookup_and_touch(conn, "packs/a")
-        assert found == packs.PackRow(key="packs/a", sha256="s", size=5, tiles=2, media_hash="m")
-        assert packs.lookup_and_touch(conn, "packs/none") is None
+        found = packs.lookup_and_touch(conn, ["packs/none", "packs/a"])
+        assert found == (packs.PackRow(key="packs/a", sha256="s", size=5, tiles=2, media_hash="m"),)
     assert collect(world) == {"packs/b"}
 
 
@@ -64,11 +62,11 @@ def test_young_packs_are_never_collected(world: World, tenant: uuid.UUID) -> Non
 
 def test_reuse_and_collection_of_one_pack_exclude_each_other(world: World, tenant: uuid.UUID) -> None:
     record(world, tenant, "packs/a")
-    found: list[packs.PackRow | None] = []
+    found: list[tuple[packs.PackRow, ...]] = []
 
     def reuse() -> None:
         with world.database.begin() as conn:
-            found.append(packs.lookup_and_touch(conn, "packs/a"))
+            found.append(packs.lookup_and_touch(conn, ["packs/a"]))
 
     with world.database.begin() as conn:
         assert packs.collect(conn) == ("packs/a",)
@@ -77,10 +75,10 @@ def test_reuse_and_collection_of_one_pack_exclude_each_other(world: World, tenan
         thread.join(0.3)
         assert thread.is_alive()  # it waits: the blob may be gone, the row not yet
     thread.join()
-    assert found == [None]
+    assert found == [()]
     record(world, tenant, "packs/a")
     with world.database.begin() as conn:
-        packs.lookup_and_touch(conn, "packs/a")
+        packs.lookup_and_touch(conn, ["packs/a"])
         assert collect(world) == set()
 
 

@@ -188,8 +188,8 @@ def test_a_repair_forgets_the_pack_unless_it_was_made_anew(world: World, tenant:
     one, other = world.claim(job, [0, 1])
     entries = [(one, prepared("packs/damaged")), (other, prepared("packs/renewed"))]
     with world.database.begin() as conn:
-        for _, outcome in entries:
-            packs.record(conn, tenant_id=tenant, pack=outcome.pack, media_hash="m")
+        new = [packs.NewPack(pack=outcome.pack, media_hash="m") for _, outcome in entries]
+        packs.record(conn, tenant_id=tenant, packs=new)
     world.complete(*entries)
     claimed = world.claim_ready(job, [0, 1])
     world.rows("UPDATE packs SET sha256 = 'new' WHERE key = 'packs/renewed' RETURNING 1")
@@ -273,3 +273,20 @@ def test_forgotten_hints_can_be_dispatched_again_at_once(world: World, tenant: u
     with world.database.begin() as conn:
         assert items.forget_hints(conn, [(job, 0), (job, 5)]) == 1
     assert [row[0] is None for row in world.rows("SELECT enqueued_at FROM items ORDER BY seq")] == [True, False]
+
+
+def test_a_small_pack_comes_with_the_claim_and_only_as_it_was_recorded(world: World, tenant: uuid.UUID) -> None:
+    job = world.job(tenant, 3)
+    claimed = world.claim(job, [0, 1, 2])
+    outcomes = [prepared(f"packs/{item.seq}") for item in claimed]
+    with world.database.begin() as conn:
+        data = (b"small", None, b"replaced")
+        new = [
+            packs.NewPack(pack=outcome.pack, media_hash="m", data=part)
+            for outcome, part in zip(outcomes, data, strict=True)
+        ]
+        packs.record(conn, tenant_id=tenant, packs=new)
+    world.complete(*zip(claimed, outcomes, strict=True))
+    world.rows("UPDATE packs SET sha256 = 'new' WHERE key = 'packs/2' RETURNING 1")
+    found = [item.pack.data for item in world.claim_ready(job, [0, 1, 2]) if item.pack is not None]
+    assert found == [b"small", None, None]
