@@ -153,12 +153,16 @@ class DocumentPreparation:
         if paged:
             options = self._options(MediaClass.DOCUMENT)
             views = (MediumView(media_class=MediaClass.DOCUMENT),)
-            for outcome in self._tools.decoder.prepare_pages(self._files[0].path, list(paged), options):
-                item = paged[outcome.page]
-                if outcome.pack is None:
-                    yield item, outcome.error or RuntimeError("the decoder gave neither a pack nor an error")
-                else:
-                    yield item, with_views(outcome.pack, views)
+            try:
+                for outcome in self._tools.decoder.prepare_pages(self._files[0].path, list(paged), options):
+                    item = paged.pop(outcome.page)
+                    if outcome.pack is None:
+                        yield item, outcome.error or RuntimeError("the decoder gave neither a pack nor an error")
+                    else:
+                        yield item, with_views(outcome.pack, views)
+            except Exception as error:  # noqa: BLE001 - handed on: the caller makes an outcome of it
+                for item in paged.values():
+                    yield item, error
         for item in items:
             if item.page is None:
                 try:

@@ -84,6 +84,7 @@ class _Batch:
                 for future in arrived:
                     del fetching[future]
                 yield from self._arrived(arrived)
+                yield from self._flush()
             yield from self._flush()
         finally:
             for future, document in fetching.items():  # left early: whoever fetches must not find its files closed
