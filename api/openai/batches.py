@@ -28,7 +28,7 @@ from api.schemas.base import Request
 from api.services import Services
 from pipelines.control import cancel, query
 from pipelines.control.query import JobView
-from pipelines.jobs.errors import BatchsightError, NotFound, RequestTooLarge
+from pipelines.jobs.errors import BatchsightError, DeadlineExceeded, NotFound, RequestTooLarge
 from pipelines.jobs.ids import uuid7
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
@@ -42,6 +42,7 @@ router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=StrictRout
 _log = structlog.get_logger(__name__)
 _ID = re.compile(r"\Abatch_([0-9a-f]{32})\Z")
 _MARK = "openai.batch"
+_LATE = DeadlineExceeded.code
 _WINDOW = timedelta(hours=24)
 _KEPT = timedelta(days=30)
 _PLACEHOLDER = {"messages": [{"role": "user", "content": "-"}]}  # every line brings its own
@@ -249,9 +250,9 @@ def _status(view: JobView, *, written: bool) -> str:
         return "cancelling" if job.state is JobState.CANCELLED else "finalizing"
     if job.state is JobState.CANCELLED:
         return "cancelled"
-    if job.error_code and not view.ended:
-        return "failed"
-    return "expired" if job.errors.get("deadline_exceeded") else "completed"
+    if _LATE in job.errors or job.error_code == _LATE:
+        return "expired"
+    return "failed" if job.error_code and not view.ended else "completed"
 
 
 def _shown(services: Services, view: JobView, *, written: bool) -> dict[str, Any]:

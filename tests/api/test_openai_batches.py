@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -17,8 +18,12 @@ from openai.types import Batch
 from PIL import Image
 from sqlalchemy import text
 
+from pipelines.engine.fake import FakeEngine
+from pipelines.engine.types import EngineRequest, Handle, OnText
+from pipelines.steps.batch_file import MAX_LINES
 from tests.api.conftest import Served, add_caller
-from tests.api.worker_thread import working
+from tests.api.worker_thread import working, working_with
+from tests.unit.media.samples import clip
 
 MODEL = "internvl-chat-v1-5"
 
@@ -144,27 +149,89 @@ def test_a_batch_whose_every_line_failed_is_completed_without_output(api: Served
     assert set(rows(sdk, batch.error_file_id)) == {"a"}
 
 
+class Gate(FakeEngine):
+    """Answers `passing` requests at once; every other waits until it is opened."""
+
+    def __init__(self, passing: int) -> None:
+        super().__init__()
+        self._passing = passing
+        self._waiting = threading.Event()
+        self._opened = threading.Event()
+
+    def submit(self, request: EngineRequest, *, on_text: OnText | None = None) -> Handle:
+        """Perhaps later."""
+        if self._passing:
+            self._passing -= 1
+        else:
+            self._waiting.set()
+            self._opened.wait(60)
+        return super().submit(request, on_text=on_text)
+
+    def wait(self) -> None:
+        """Until somebody waits: `passing` requests have been answered."""
+        assert self._waiting.wait(60)
+
+    def open(self) -> None:
+        """Let all pass."""
+        self._opened.set()
+
+
 def test_a_cancelled_batch_keeps_what_was_answered(api: Served, sdk: OpenAI) -> None:
-    hold = threading.Event()
-    with working(api.settings, api.database, hold=hold):
-        batch = create(sdk, [line("a"), line("b")])
-        assert sdk.batches.cancel(batch.id).status in {"cancelling", "cancelled"}
+    gate = Gate(1)
+    with working_with(gate, api.settings, api.database):
+        batch = create(sdk, [line("a"), line("b"), line("c")])
+        gate.wait()
+        assert sdk.batches.cancel(batch.id).status == "cancelling"
+        gate.open()
         batch = ended(sdk, batch)
-        hold.set()
     assert batch.status == "cancelled"
+    assert batch.cancelling_at is not None
+    assert batch.cancelled_at is not None
+    answered, missed = rows(sdk, batch.output_file_id), rows(sdk, batch.error_file_id)
+    assert set(answered) | set(missed) == {"a", "b", "c"}
+    assert answered
+    assert {row["error"]["code"] for row in missed.values()} == {"batch_cancelled"}
     with pytest.raises(openai.ConflictError):
         sdk.batches.cancel(batch.id)
 
 
-def test_what_is_late_expires(api: Served, sdk: OpenAI) -> None:
+def late(api: Served) -> None:
+    """A day passes."""
+    with api.database.begin() as conn:
+        conn.execute(text("UPDATE jobs SET deadline_at = now() - interval '1 second'"))
+
+
+def test_what_is_late_expires_and_what_was_answered_is_kept(api: Served, sdk: OpenAI) -> None:
+    gate = Gate(1)
+    with working_with(gate, api.settings, api.database):
+        batch = create(
+            sdk, [line("a"), line("b"), line("c")], output_expires_after={"anchor": "created_at", "seconds": 7200}
+        )
+        gate.wait()
+        late(api)
+        gate.open()
+        batch = ended(sdk, batch)
+    assert batch.status == "expired"
+    assert batch.expired_at is not None
+    assert batch.expires_at is not None
+    assert batch.request_counts is not None
+    answered = rows(sdk, batch.output_file_id)
+    assert 1 <= len(answered) == batch.request_counts.completed < 3
+    missed = rows(sdk, batch.error_file_id)
+    assert set(answered) | set(missed) == {"a", "b", "c"}
+    assert all(row["response"] is None and row["error"]["code"] == "batch_expired" for row in missed.values())
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        file = sdk.files.retrieve(str(file_id))
+        assert file.expires_at == pytest.approx(file.created_at + 7200, abs=60)
+    assert sdk.batches.list().data[0].status == "expired"
+
+
+def test_a_batch_that_nobody_began_expires_too(api: Served, sdk: OpenAI) -> None:
+    batch = create(sdk, [line("a")])
+    late(api)
     with working(api.settings, api.database):
-        batch = ended(sdk, create(sdk, [line("a"), line("b")]))
-    with api.database.begin() as conn:  # as the leader writes it for items past their deadline
-        conn.execute(text("UPDATE job_progress SET errors = jsonb_build_object('deadline_exceeded', 1)"))
-    late = sdk.batches.retrieve(batch.id)
-    assert late.status == "expired"
-    assert late.expired_at is not None
-    assert late.output_file_id == batch.output_file_id
+        batch = ended(sdk, batch)
+    assert (batch.status, batch.output_file_id, batch.error_file_id) == ("expired", None, None)
 
 
 def test_batches_are_paged_and_belong_to_their_tenant(api: Served, sdk: OpenAI) -> None:
@@ -180,3 +247,74 @@ def test_batches_are_paged_and_belong_to_their_tenant(api: Served, sdk: OpenAI) 
         sdk.batches.retrieve("batch_nonsense")
     with pytest.raises(openai.NotFoundError):
         sdk.batches.create(input_file_id="file-" + "0" * 32, endpoint="/v1/chat/completions", completion_window="24h")
+
+
+def test_pages_and_videos_are_read_from_one_file(api: Served, sdk: OpenAI, tmp_path: Path) -> None:
+    moving = base64.b64encode(clip(tmp_path / "clip.mp4", 25, width=160, height=128).read_bytes()).decode()
+    video = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{moving}"}}
+    wanted = {"type": "text", "text": "Please read all the text."}
+    scan = {"type": "image_url", "image_url": {"url": image("white"), "detail": "low"}}
+    lines = [
+        line("page", scan, wanted, max_tokens=50),
+        line("clip", video, {"type": "text", "text": "What moves?"}, media_io_kwargs={"video": {"num_frames": 6}}),
+        line("rate", video, {"type": "text", "text": "What moves?"}, media_io_kwargs={"video": {"fps": 3}}),
+        line("all", video, {"type": "text", "text": "?"}, media_io_kwargs={"video": {"num_frames": -1}}),
+        line("noted", metadata={"page": "9"}, user="someone"),
+    ]
+    with working(api.settings, api.database):
+        batch = ended(sdk, create(sdk, lines))
+    good = rows(sdk, batch.output_file_id)
+    tiles = {
+        name: row["response"]["body"]["choices"][0]["message"]["content"].split()[-1] for name, row in good.items()
+    }
+    assert tiles == {"page": "1", "clip": "6", "rate": "3", "noted": "0"}
+    (bad,) = rows(sdk, batch.error_file_id).values()
+    assert bad["custom_id"] == "all"
+    assert (
+        bad["response"]["body"]["error"]["param"] is None or "num_frames" in bad["response"]["body"]["error"]["message"]
+    )
+    with api.client() as client:
+        noted = next(item for item in client.items(batch.id.removeprefix("batch_")) if item.name == "noted")
+    assert noted.metadata == {"page": "9", "user": "someone", "line": 5}
+
+
+def refused_list(sdk: OpenAI) -> str | None:
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        sdk.batches.list(after="batch_nonsense")
+    return caught.value.param
+
+
+def test_what_a_batch_cannot_be_is_refused_at_once(api: Served, sdk: OpenAI) -> None:
+    file = sdk.files.create(file=("requests.jsonl", json.dumps(line("a")).encode()), purpose="batch")
+
+    def refused(**options: Any) -> str | None:
+        body = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h", **options}
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            sdk.batches.create(**body)
+        return caught.value.param
+
+    assert refused(endpoint="/v1/embeddings") == "endpoint"
+    assert refused(completion_window="1h") == "completion_window"
+    assert refused(metadata={str(n): "x" for n in range(17)}) == "metadata"
+    assert refused(metadata={"name": "x" * 513}) == "metadata.name"
+    assert refused(output_expires_after={"anchor": "created_at", "seconds": 60}) == "output_expires_after.seconds"
+    assert refused(extra_body={"priority": 1}) == "priority"
+    assert refused_list(sdk) == "after"
+    assert sdk.batches.list().data == []
+
+
+def test_too_many_lines_fail_the_batch(sdk: OpenAI) -> None:
+    rest = json.dumps(line("X"))
+    body = "\n".join(rest.replace('"X"', f'"{number}"', 1) for number in range(MAX_LINES + 1)).encode()
+    file = sdk.files.create(file=("requests.jsonl", body), purpose="batch")
+    batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    assert batch.status == "failed"
+    assert batch.errors is not None
+    assert batch.errors.data is not None
+    assert [problem.code for problem in batch.errors.data] == ["too_many_lines"]
+
+
+def test_another_jobs_metadata_makes_no_batch(api: Served, sdk: OpenAI) -> None:
+    with api.client() as client:
+        client.submit("ocr", source={"type": "prefix", "url": "s3://scans/"}, metadata={"openai.batch": "1"})
+    assert sdk.batches.list().data == []

@@ -68,10 +68,12 @@ def working_with(
                     for row in found:
                         if row.state == "ready":
                             gpu.infer(job_id, row.seq, solo=False)
-                # What the leader does: leftovers of a cancel, the snapshot, the end.
+                # What the leader does: leftovers of a cancel, what is late, the snapshot, the end.
                 with database.begin() as conn:
                     if job_id in sweep.cancelling(conn):
                         sweep.cancel_waiting(conn, job_id)
+                    elif job_id in sweep.past_deadline(conn):
+                        sweep.end_overdue(conn, job_id)
                 with contextlib.suppress(StoreUnavailable), database.begin() as conn:
                     progress.fold(conn)  # somebody else's snapshot came first: the next round folds
                 with database.begin() as conn:
