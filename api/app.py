@@ -12,7 +12,7 @@ from api.lifespan import lifespan
 from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
 from api.openai import batches, chat, models
-from api.routes import admin, events, files, health, items, jobs, kinds, results, usage
+from api.routes import admin, events, exports, files, health, items, jobs, kinds, results, usage
 from pipelines.settings import Settings
 
 _FORM_OVERHEAD = 1024 * 1024
@@ -30,6 +30,7 @@ _TAGS = [
     {"name": "jobs", "description": "Submit, read, wait, cancel, redrive"},
     {"name": "items", "description": "One medium, or one page of one"},
     {"name": "results", "description": "JSON Lines or Markdown"},
+    {"name": "exports", "description": "Results as objects: shards and a manifest"},
     {"name": "files", "description": "Uploads, in OpenAI's form"},
     {"name": "kinds", "description": "What can be asked"},
     {"name": "usage", "description": "What was spent"},
@@ -50,7 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan(chosen, metrics),
     )
-    for resource in (jobs, items, results, events, files, kinds, usage, chat, batches, models, admin, health):
+    for resource in (jobs, items, results, exports, events, files, kinds, usage, chat, batches, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)
     documentation.install(app)

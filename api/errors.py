@@ -33,6 +33,7 @@ STATUS: Mapping[str, int] = {
     "bad_media": 422,
     "source_forbidden": 403,
     "source_disabled": 403,
+    "export_forbidden": 403,
     "media_not_found": 404,
     "unauthenticated": 401,
     "forbidden": 403,

@@ -19,6 +19,7 @@ from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.watch import JobWatch
 from pipelines.blobs.base import BlobStore
+from pipelines.control.exports.target import ExportRules
 from pipelines.control.messages import PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
 from pipelines.settings import Settings
@@ -57,7 +58,13 @@ class Services:
             allowed_buckets=self.settings.allowed_buckets,
             https_sources=self.settings.https_sources,
             max_items=self.settings.max_items_per_request,
+            exports=self.export_rules,
         )
+
+    @property
+    def export_rules(self) -> ExportRules:
+        """Where results may be exported to."""
+        return ExportRules(buckets=self.settings.export_buckets, blob_url=self.settings.blob_url)
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction, on a thread. Raises `StoreUnavailable` and whatever `work` raises."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from api.ids import show_file, show_url
+from api.schemas import exports
 from api.schemas import jobs as schema
 from api.schemas.files import File
+from pipelines.control.exports.target import folder_of
 from pipelines.control.query import ItemView, JobView, ResultView
-from pipelines.jobs.states import ItemState
+from pipelines.jobs.exports import ExportFormat
+from pipelines.jobs.states import ExportState, ItemState
+from pipelines.store.exports import Export
 from pipelines.store.files import StoredFile
 
 _SHOWN = 20
@@ -49,6 +53,7 @@ def job(view: JobView, *, gpu_second_cost: float) -> schema.Job:
             "self": own,
             "items": f"{own}/items",
             "results": f"{own}/results",
+            "exports": f"{own}/exports",
             "cancel": f"{own}/cancel",
             "redrive": f"{own}/redrive",
         },
@@ -94,35 +99,38 @@ def item(view: ItemView, result: ResultView | None = None) -> schema.Item:
     )
 
 
-def result(view: ResultView, *, gpu_second_cost: float) -> schema.Result:
-    """A line of results."""
-    succeeded = view.state is ItemState.SUCCEEDED
-    spent = {
-        "prompt_tokens": view.prompt_tokens,
-        "cached_tokens": view.cached_tokens,
-        "completion_tokens": view.completion_tokens,
-        "tiles": view.tiles,
-        "device_seconds": view.device_seconds,
-    }
-    return schema.Result(
-        job_id=view.job_id,
-        seq=view.seq,
-        document=view.doc,
-        name=view.name,
-        page=_page(view.page),
-        metadata=dict(view.metadata),
-        state=view.state,
-        attempt=view.attempt,
-        text=view.text,
-        output=None if view.output is None else dict(view.output),
-        flags=list(view.flags),
-        finish_reason=view.finish_reason,
-        media_hash=view.media_hash,
-        mean_logprob=view.mean_logprob,
-        usage=usage(spent, gpu_second_cost) if succeeded else None,
-        provenance=None if view.provenance is None else dict(view.provenance),
-        error=_failure(view),
-        created_at=view.created_at,
+def export(found: Export, *, total: int) -> exports.Export:
+    """An export, of a job of so many items."""
+    own = f"/v1/jobs/{found.job_id}/exports/{found.export_id}"
+    options = found.options
+    links = {"self": own, "job": f"/v1/jobs/{found.job_id}", "cancel": f"{own}/cancel"}
+    url = None
+    if options.url is None:
+        links["content"] = f"{own}/content"
+    else:
+        url = f"{options.url.rstrip('/')}/{folder_of(found.tenant_id, found.job_id, found.export_id, own=False)}"
+    done = 1.0 if found.state is ExportState.SUCCEEDED or not total else (found.rows + found.errors) / total
+    return exports.Export(
+        id=found.export_id,
+        job_id=found.job_id,
+        state=found.state,
+        url=url,
+        format=options.format.value,
+        compression=options.codec.value,
+        content=options.content.value if options.format is ExportFormat.FILES else None,
+        shards=found.shards,
+        rows=found.rows,
+        errors=found.errors,
+        bytes=found.bytes,
+        total=total,
+        progress=round(min(1.0, done), 4),
+        error=exports.ExportFailure(code=found.error_code, message=found.error_message or "")
+        if found.error_code is not None and found.state is ExportState.FAILED
+        else None,
+        created_at=found.created_at,
+        started_at=found.started_at,
+        finished_at=found.finished_at,
+        links=links,
     )
 
 

@@ -88,6 +88,10 @@ class Settings(BaseSettings):
         (),
         description="buckets or `bucket/prefix` that tenants without a list of their own may read; comma separated",
     )
+    export_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="buckets or `bucket/prefix` that tenants without a list of their own may export to",
+    )
     https_sources: bool = Field(default=False, description="accept https URLs as media")
     scratch_dir: Path = Field(Path("/tmp/batchsight"), description="decoder scratch and the fetch cache")  # noqa: S108 - a default; each deployment names its own
     fetch_cache_bytes: int = Field(20 * GiB, description="bound of the fetch cache on each machine")
@@ -144,7 +148,7 @@ class Settings(BaseSettings):
     )
     health_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics endpoint; 0: off")
 
-    @field_validator("allowed_buckets", mode="before")
+    @field_validator("allowed_buckets", "export_buckets", mode="before")
     @classmethod
     def _split_buckets(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

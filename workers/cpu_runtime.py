@@ -1,8 +1,9 @@
-"""One child of a cpu worker: it plans, paginates and prepares, one task at a time.
+"""One child of a cpu worker: it plans, paginates, prepares and exports, one task at a time.
 
 plan(job)            claim → batches, each committed with its cursor
 paginate(job, docs)  claim → lease → count pages → items
 prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete, some items at a time
+export(export)       claim → lease → shards, each committed with its cursor → manifest
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import lru_cache
 
 import structlog
 
+from pipelines.control.exports.run import ExportTools, run_turn
 from pipelines.jobs.errors import ServiceUnavailable, StoreUnavailable
 from pipelines.jobs.models import JobSpec
 from pipelines.jobs.outcomes import Cancelled, Outcome, Released, Retry
@@ -25,7 +27,7 @@ from pipelines.steps.paginate import Paged, PaginateTools, paginate
 from pipelines.steps.plan import PlanTools, batches
 from pipelines.steps.prepare import PrepareTools
 from pipelines.steps.prepare_batch import prepare
-from pipelines.store import documents, items, jobs
+from pipelines.store import documents, export_leases, items, jobs
 from pipelines.store.session import Database
 from workers.leases import Key, LeaseKeeper
 
@@ -51,6 +53,7 @@ class CpuRuntime:
         plan_tools: PlanTools,
         paginate_tools: PaginateTools,
         prepare_tools: PrepareTools,
+        export_tools: ExportTools,
         options: CpuRuntimeOptions,
         close_media: Callable[[], None],
     ) -> None:
@@ -59,9 +62,11 @@ class CpuRuntime:
         self._plan_tools = plan_tools
         self._paginate_tools = paginate_tools
         self._prepare_tools = prepare_tools
+        self._export_tools = export_tools
         self._options = options
         self.item_leases = LeaseKeeper(self._beat_items, interval=options.heartbeat_seconds)
         self.document_leases = LeaseKeeper(self._beat_documents, interval=options.heartbeat_seconds)
+        self.export_leases = LeaseKeeper(self._beat_exports, interval=options.heartbeat_seconds)
         self._spec = lru_cache(maxsize=256)(self._load_spec)
 
     def plan(self, job_id: uuid.UUID) -> None:
@@ -150,8 +155,18 @@ class CpuRuntime:
                     [(item, after_failure(error, fails=item.fails, uniform=uniform)) for item in owed.values()],
                 )
 
+    def export(self, export_id: uuid.UUID) -> None:
+        """Write shards of an export, and its manifest once all are there."""
+        with self._database.begin() as conn:
+            lease = export_leases.claim(conn, export_id, worker=self._options.worker, lease=self._options.lease_seconds)
+        if lease is None:
+            return
+        with self.export_leases.hold((export_id, 0, lease.attempt)) as abort:
+            run_turn(self._database, lease, self._export_tools, stopped=lambda: abort.reason is not None)
+
     def close(self) -> None:
         """Stop beating, end the decoders, close the pool."""
+        self.export_leases.close()
         self.item_leases.close()
         self.document_leases.close()
         self._close_media()
@@ -171,6 +186,12 @@ class CpuRuntime:
     def _beat_documents(self, held: Sequence[Key]) -> items.Beat:
         with self._database.begin() as conn:
             return documents.heartbeat(conn, held, lease=self._options.lease_seconds)
+
+    def _beat_exports(self, held: Sequence[Key]) -> items.Beat:
+        with self._database.begin() as conn:
+            mine = [(export_id, attempt) for export_id, _, attempt in held]
+            kept = export_leases.heartbeat(conn, mine, lease=self._options.lease_seconds)
+        return items.Beat(kept=frozenset((export_id, 0, attempt) for export_id, attempt in kept), cancelled=frozenset())
 
 
 def _stopped(abort: Abort) -> Outcome | None:

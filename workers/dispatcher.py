@@ -250,9 +250,15 @@ class Process:
 
     def _sweep(self, epoch: Epoch) -> None:
         swept = self._upkeep.sweep(epoch)
-        for of, count in (("items", swept.items), ("documents", swept.documents), ("plans", swept.plans)):
+        for of, count in (
+            ("items", swept.items),
+            ("documents", swept.documents),
+            ("plans", swept.plans),
+            ("exports", swept.exports),
+        ):
             _lost.labels(of).inc(count)
         _requeued.inc(swept.requeued)
+        self._work.add(Wake.EXPORT)  # retries become due, and nobody says so
         if swept.requeued:
             self._work.add(*STAGES)
 

@@ -22,6 +22,7 @@ from redis.retry import Retry
 from pipelines.control.cancel import HINT_CHANNEL
 from pipelines.control.messages import (
     Depths,
+    ExportMessage,
     InferMessage,
     Message,
     PaginateMessage,
@@ -36,6 +37,7 @@ MEMORY_KEY = "batchsight:memory"
 """Set once by the leader; gone when Redis has forgotten everything."""
 
 _PLAN, _PAGINATE, _PREPARE, _INFER = "batchsight.plan", "batchsight.paginate", "batchsight.prepare", "batchsight.infer"
+_EXPORT = "batchsight.export"
 _BATCH = 256
 
 _TRANSPORT = {
@@ -147,6 +149,8 @@ class Publisher:
 
 
 def _call(message: Message) -> tuple[str, list[Any]]:
+    if isinstance(message, ExportMessage):
+        return _EXPORT, [str(message.export_id)]
     job_id = str(message.job_id)
     match message:
         case PlanMessage():

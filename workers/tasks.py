@@ -1,4 +1,4 @@
-"""The four tasks. A message carries ids only; a task claims, calls a step, writes the outcome, and never raises.
+"""The five tasks. A message carries ids only; a task claims, calls a step, writes the outcome, and never raises.
 
 An exception that left a task would make Celery walk the message from worker to worker, or leak a slot of a thread pool;
 so the outermost wrapper here catches everything, logs it, and returns. What the item owes is settled by its lease.
@@ -19,6 +19,7 @@ PLAN = "batchsight.plan"
 PAGINATE = "batchsight.paginate"
 PREPARE = "batchsight.prepare"
 INFER = "batchsight.infer"
+EXPORT = "batchsight.export"
 
 
 class CpuWork(Protocol):
@@ -32,6 +33,9 @@ class CpuWork(Protocol):
 
     def prepare(self, job_id: uuid.UUID, seqs: Sequence[int]) -> None:
         """Fetch, decode and cut items."""
+
+    def export(self, export_id: uuid.UUID) -> None:
+        """Go on with an export of results."""
 
 
 class GpuWork(Protocol):
@@ -55,6 +59,10 @@ def register_cpu(app: Celery, work: Callable[[], CpuWork]) -> None:
     @app.task(name=PREPARE)
     def prepare(job_id: str, seqs: list[int], solo: bool = False) -> None:  # noqa: ARG001, FBT001, FBT002 - the message's shape; a forked child runs one task at a time, so every task is solo
         _guarded(PREPARE, lambda: work().prepare(uuid.UUID(job_id), seqs))
+
+    @app.task(name=EXPORT)
+    def export(export_id: str) -> None:
+        _guarded(EXPORT, lambda: work().export(uuid.UUID(export_id)))
 
 
 def register_gpu(app: Celery, work: Callable[[], GpuWork]) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 import httpx2
 
 from pipelines.blobs.connect import blob_store, s3_options
-from pipelines.blobs.s3 import S3ObjectReader
+from pipelines.blobs.s3 import S3BlobStore, S3ObjectReader
+from pipelines.control.exports.run import ExportTools
+from pipelines.control.exports.target import REFUSED, ExportRules
 from pipelines.engine.types import Engine
 from pipelines.jobs.errors import ConfigurationError, MediaNotFound
 from pipelines.jobs.models import JobSpec
@@ -151,6 +153,15 @@ def cpu_runtime(
             threads=threads,
             output=Output.IMAGES if is_remote(settings) else Output.TILES,
             tile=tile_size(settings),
+        ),
+        export_tools=ExportTools(
+            own=blobs,
+            open_bucket=lambda target: S3BlobStore(
+                s3_options(settings), bucket=target.bucket, prefix=target.prefix, refused=REFUSED
+            ),
+            rules=ExportRules(buckets=settings.export_buckets, blob_url=settings.blob_url),
+            scratch=settings.scratch_dir / "exports",
+            gpu_second_cost=settings.gpu_second_cost,
         ),
         options=CpuRuntimeOptions(
             worker=worker_name("cpu"),

@@ -38,6 +38,10 @@ def create_tenant(
     bucket: Annotated[
         list[str] | None, typer.Option(help="`bucket` or `bucket/prefix` it may read; default: the installation's.")
     ] = None,
+    export_bucket: Annotated[
+        list[str] | None,
+        typer.Option(help="`bucket` or `bucket/prefix` it may export to; default: the installation's."),
+    ] = None,
     max_active_items: Annotated[int | None, typer.Option(min=0, help="Items waiting or running at once.")] = None,
     max_stored_bytes: Annotated[int | None, typer.Option(min=0, help="Bytes of uploaded files.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, help="Its rate.")] = None,
@@ -50,6 +54,7 @@ def create_tenant(
             name,
             weight=weight,
             allowed_buckets=bucket or None,
+            export_buckets=export_bucket or None,
             max_active_items=max_active_items,
             max_stored_bytes=max_stored_bytes,
             requests_per_minute=requests_per_minute,

@@ -21,7 +21,7 @@ from .errors import (
     ServerError,
     WaitTimeout,
 )
-from .models import Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
+from .models import Export, Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
 from .retry import RetryPolicy
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
+    "Export",
     "Failure",
     "File",
     "InvalidRequest",

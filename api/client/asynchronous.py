@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 import httpx2
 
-from . import file_operations, following, operations, saving
+from . import exporting, file_operations, following, operations, saving
 from .binding import async_iterating, awaiting
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -35,6 +35,22 @@ class AsyncFiles:
     download = awaiting(saving.download)
 
 
+class AsyncExports:
+    """`client.exports`: results as objects."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = awaiting(exporting.create)
+    get = awaiting(exporting.export)
+    list = async_iterating(exporting.exports)
+    wait = awaiting(exporting.wait)
+    cancel = awaiting(exporting.cancel)
+    content = awaiting(exporting.content)
+
+
 class AsyncClient:
     """Speaks to a Batchsight api from an event loop. Arguments as for `Client`."""
 
@@ -54,6 +70,7 @@ class AsyncClient:
             base_url=where.base_url, headers=where.headers, transport=transport, follow_redirects=True
         )
         self.files = AsyncFiles(self)
+        self.exports = AsyncExports(self)
 
     submit = awaiting(operations.submit)
     job = awaiting(operations.job)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx2
 
-from . import file_operations, following, operations, saving
+from . import exporting, file_operations, following, operations, saving
 from .binding import blocking, iterating
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -35,6 +35,22 @@ class Files:
     download = blocking(saving.download)
 
 
+class Exports:
+    """`client.exports`: results as objects."""
+
+    def __init__(self, client: Client) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = blocking(exporting.create)
+    get = blocking(exporting.export)
+    list = iterating(exporting.exports)
+    wait = blocking(exporting.wait)
+    cancel = blocking(exporting.cancel)
+    content = blocking(exporting.content)
+
+
 class Client:
     """Speaks to a Batchsight api. Safe to share between threads; close it, or use it as a context manager.
 
@@ -57,6 +73,7 @@ class Client:
             base_url=where.base_url, headers=where.headers, transport=transport, follow_redirects=True
         )
         self.files = Files(self)
+        self.exports = Exports(self)
 
     submit = blocking(operations.submit)
     job = blocking(operations.job)

@@ -224,6 +224,55 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """An export of results. `url`: the folder it is written to, None in the installation's own store."""
+
+    id: str
+    job_id: str
+    state: str
+    url: str | None
+    format: str
+    compression: str
+    shards: int
+    rows: int
+    errors: int
+    bytes: int
+    total: int
+    progress: float
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    error: Failure | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once nothing changes any more; it is whole where `state` is `succeeded`."""
+        return self.state in {"succeeded", "failed", "cancelled"}
+
+    @classmethod
+    def from_json(cls, value: Json) -> Export:
+        """From the server's form."""
+        return cls(
+            id=value["id"],
+            job_id=value["job_id"],
+            state=value["state"],
+            url=value.get("url"),
+            format=value["format"],
+            compression=value["compression"],
+            shards=value["shards"],
+            rows=value["rows"],
+            errors=value["errors"],
+            bytes=value["bytes"],
+            total=value["total"],
+            progress=value["progress"],
+            created_at=datetime.fromisoformat(value["created_at"]),
+            started_at=_time(value, "started_at"),
+            finished_at=_time(value, "finished_at"),
+            error=_maybe(value, "error", Failure.from_json),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class File:
     """An uploaded file. Times are seconds since 1970 on the wire."""
 

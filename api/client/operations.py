@@ -29,9 +29,13 @@ def submit(
     priority: str = "normal",
     metadata: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
+    export: Mapping[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> Operation[Job]:
-    """Submit a job. An idempotency key is added, so that a retry never makes a second job."""
+    """Submit a job. An idempotency key is added, so that a retry never makes a second job.
+
+    `export`: options of `exports.create`; the results are written when the job ends.
+    """
     body: dict[str, Any] = {
         "kind": kind,
         "source": dict(source),
@@ -41,6 +45,8 @@ def submit(
     }
     if deadline is not None:
         body["deadline_at"] = _moment(deadline)
+    if export is not None:
+        body["export"] = dict(export)
     key = idempotency_key or str(uuid.uuid4())
     reply = yield from exchange(
         Call(method="POST", path="/v1/jobs", json=body, headers={"idempotency-key": key}), core.retry

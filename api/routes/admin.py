@@ -24,7 +24,7 @@ TenantId = Annotated[uuid.UUID, Query(description="the keys' tenant")]
     "/tenants", operation_id="createTenant", status_code=201, responses=problems(409), summary="Create a tenant"
 )
 async def create_tenant(body: schema.TenantRequest, services: ServicesDep, caller: Admin) -> schema.Tenant:
-    """A name of its own, quotas, and the buckets it may read."""
+    """A name of its own, quotas, and the buckets it may read and export to."""
     del caller
     made = await services.transact(
         lambda conn: tenants.create_tenant(
@@ -32,6 +32,7 @@ async def create_tenant(body: schema.TenantRequest, services: ServicesDep, calle
             body.name,
             weight=body.weight,
             allowed_buckets=body.allowed_buckets,
+            export_buckets=body.export_buckets,
             max_active_items=body.max_active_items,
             max_stored_bytes=body.max_stored_bytes,
             requests_per_minute=body.requests_per_minute,
@@ -100,6 +101,7 @@ def _tenant(found: tenants.Tenant) -> schema.Tenant:
         name=found.name,
         weight=found.weight,
         allowed_buckets=None if found.allowed_buckets is None else list(found.allowed_buckets),
+        export_buckets=None if found.export_buckets is None else list(found.export_buckets),
         max_active_items=found.max_active_items,
         max_stored_bytes=found.max_stored_bytes,
         stored_bytes=found.stored_bytes,

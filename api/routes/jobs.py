@@ -187,6 +187,7 @@ def submission_of(body: schema.JobRequest) -> Submission:
         priority=schema.PRIORITIES[body.priority],
         metadata=body.metadata,
         deadline_at=body.deadline_at,
+        export=None if body.export is None else body.export.options(),
     )
 
 

@@ -9,18 +9,19 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from api import views
 from api.dependencies import JobsRead, ServicesDep
 from api.documentation import PROBLEMS, problems
 from api.errors import NotAcceptable
-from api.markdown import MarkdownWriter
 from api.negotiation import best
 from api.routes.items import require_job
 from api.services import Services
 from pipelines.control import query
+from pipelines.control.lines import line_of
+from pipelines.control.markdown import MarkdownWriter
 from pipelines.control.query import ENDED, SUCCEEDED
 from pipelines.jobs.states import ItemState
 from pipelines.store.tenants import Principal
+from pipelines.store.values import to_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/results", tags=["results"], responses=PROBLEMS)
 
@@ -70,7 +71,7 @@ async def _lines(
     states: Sequence[ItemState],
     after: int,
     limit: int | None,
-) -> AsyncIterator[bytes]:
+) -> AsyncIterator[str]:
     left = limit
     while left is None or left > 0:
         size = _BATCH if left is None else min(_BATCH, left)
@@ -83,10 +84,7 @@ async def _lines(
         if not batch:
             return
         cost = services.settings.gpu_second_cost
-        yield b"".join(
-            views.result(view, gpu_second_cost=cost).model_dump_json(exclude_none=True).encode() + b"\n"
-            for view in batch
-        )
+        yield "".join(to_json(line_of(view, gpu_second_cost=cost)) + "\n" for view in batch)
         after = batch[-1].seq
         if left is not None:
             left -= len(batch)

@@ -57,6 +57,9 @@ class TenantRequest(Request):
     allowed_buckets: list[Annotated[str, Field(min_length=1, max_length=1_024)]] | None = Field(
         None, description="`bucket` or `bucket/prefix`; null: the installation's own list"
     )
+    export_buckets: list[Annotated[str, Field(min_length=1, max_length=1_024)]] | None = Field(
+        None, description="where it may export to; null: the installation's own list"
+    )
     max_active_items: int | None = Field(None, ge=0, le=2**53)
     max_stored_bytes: int | None = Field(None, ge=0, le=2**53)
     requests_per_minute: int | None = Field(None, ge=1, le=1_000_000)
@@ -70,6 +73,7 @@ class Tenant(Answer):
     name: str
     weight: float
     allowed_buckets: list[str] | None = None
+    export_buckets: list[str] | None = None
     max_active_items: int
     max_stored_bytes: int
     stored_bytes: int

@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from api.ids import FileId
 from api.schemas.base import Answer, Metadata, Moment, Request
+from api.schemas.exports import ExportRequest
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
 
@@ -90,6 +91,7 @@ class JobRequest(Request):
     priority: Priority = "normal"
     metadata: Metadata = Field(default_factory=dict)
     deadline_at: Moment | None = Field(None, description="items that have not run by then fail")
+    export: ExportRequest | None = Field(None, description="write the results to objects when the job ends, in any way")
 
 
 class RedriveRequest(Request):

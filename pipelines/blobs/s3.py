@@ -21,6 +21,7 @@ from pipelines.jobs.errors import (
     BatchsightError,
     BlobStoreUnavailable,
     ConfigurationError,
+    ExportForbidden,
     MediaChanged,
     MediaNotFound,
     ServiceUnavailable,
@@ -73,11 +74,21 @@ class S3Options:
 
 
 class S3BlobStore:
-    """Meets `BlobStore` in `bucket`, below `prefix`. `public_endpoint_url` is the one that presigned URLs name."""
+    """Meets `BlobStore` in `bucket`, below `prefix`. `public_endpoint_url` is the one that presigned URLs name.
+
+    `refused`: the bucket is somebody else's, and a `put` that it refuses ends in `ExportForbidden` with these words.
+    """
 
     def __init__(
-        self, options: S3Options, *, bucket: str, prefix: str = "", public_endpoint_url: str | None = None
+        self,
+        options: S3Options,
+        *,
+        bucket: str,
+        prefix: str = "",
+        public_endpoint_url: str | None = None,
+        refused: str = "",
     ) -> None:
+        self._refused = refused
         self._client = options.client()
         self._public = options.client(endpoint_url=public_endpoint_url) if public_endpoint_url else self._client
         self._bucket = bucket
@@ -107,7 +118,7 @@ class S3BlobStore:
         hashed = Hashed(data)
         parts = _parts(hashed)
         first = next(parts, b"")
-        with _mapped(BlobStoreUnavailable("The blob store does not answer.")):
+        with _mapped(BlobStoreUnavailable("The blob store does not answer."), refused=self._refused):
             if len(first) < PART_BYTES:
                 self._client.put_object(Bucket=self._bucket, Key=name, Body=first, Metadata={_SHA256: hashed.sha256})
             else:
@@ -279,11 +290,13 @@ def _body(answer: Any, failure: BatchsightError) -> Iterator[bytes]:
 
 
 @contextmanager
-def _mapped(failure: BatchsightError) -> Iterator[None]:
+def _mapped(failure: BatchsightError, *, refused: str = "") -> Iterator[None]:
     """The one boundary for botocore's errors; `failure` stands for a server that does not answer as it should."""
     try:
         yield
     except botocore.exceptions.ClientError as error:
+        if refused and _status(error) in {401, 403, 404}:
+            raise ExportForbidden(refused) from error
         raise _translate(error, failure) from error
     except botocore.exceptions.ParamValidationError as error:
         raise MediaNotFound("The object store knows no object of this name.") from error

@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 from pipelines.control.grouping import grouped
 from pipelines.control.messages import (
     Broker,
+    ExportMessage,
     InferMessage,
     Message,
     PaginateMessage,
@@ -32,7 +33,7 @@ from pipelines.control.messages import (
 )
 from pipelines.control.pressure import Pace, Shelf, Suspects, Throttle, loads, suspects
 from pipelines.jobs.errors import BrokerUnavailable
-from pipelines.store import census, dispatch, leader, workers
+from pipelines.store import census, dispatch, export_leases, leader, workers
 from pipelines.store.census import Busy
 from pipelines.store.dispatch import Lane, Picked, Suspicion
 from pipelines.store.leader import Epoch
@@ -41,7 +42,7 @@ from pipelines.store.values import Wake
 
 _log = structlog.get_logger(__name__)
 
-STAGES = frozenset({Wake.PLAN, Wake.PAGINATE, Wake.PREPARE, Wake.INFER})
+STAGES = frozenset({Wake.PLAN, Wake.PAGINATE, Wake.PREPARE, Wake.INFER, Wake.EXPORT})
 """The wake-ups that mean dispatching."""
 
 _LEAST_SPREAD = 8
@@ -57,6 +58,8 @@ _LANES = (Lane(interactive=True), Lane(interactive=False))
 class DispatchOptions:
     """`window`: messages that may lie in a queue. `group`: most ids a message. `suspects`: at most so many together.
 
+    `exports`: so many are under way at once, for each fills a process of a cpu worker.
+
     `refill`: room in a non-interactive queue below which more is not fetched yet: a few larger picks instead of many.
     """
 
@@ -64,6 +67,7 @@ class DispatchOptions:
     shelf: Shelf
     group: int = 8
     suspects: int = 8
+    exports: int = 2
 
     @property
     def refill(self) -> int:
@@ -172,6 +176,8 @@ class Dispatcher:
             raise
 
     def _pick(self, conn: Connection, this: _Round, stages: frozenset[Wake]) -> None:
+        if Wake.EXPORT in stages:
+            self._exports(conn, this)
         if Wake.PLAN in stages:
             for lane in _LANES:
                 self._plans(conn, this, lane)
@@ -186,6 +192,16 @@ class Dispatcher:
                     self._infers(conn, this, lane, busy)
                 if Wake.PREPARE in stages:
                     self._prepares(conn, this, lane, busy)
+
+    def _exports(self, conn: Connection, this: _Round) -> None:
+        """First, for they take few places: behind the items of a busy installation there would never be one."""
+        lane = Lane(interactive=False)
+        room = this.fits(lane, engine=False)
+        if room:
+            for export_id in export_leases.pick(conn, limit=room, most=self._options.exports):
+                this.say(lane, ExportMessage(export_id=export_id))
+        else:
+            this.backlog.add(Wake.EXPORT)
 
     def _messages(self, conn: Connection, room: int) -> int:
         """Into how many messages of several ids a pick is cut: enough for every idle worker, no more than fit."""

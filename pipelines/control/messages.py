@@ -55,13 +55,22 @@ class InferMessage:
     interactive: bool
 
 
-Message = PlanMessage | PaginateMessage | PrepareMessage | InferMessage
+@dataclass(frozen=True, kw_only=True)
+class ExportMessage:
+    """Go on with an export of results."""
+
+    export_id: uuid.UUID
+
+
+Message = PlanMessage | PaginateMessage | PrepareMessage | InferMessage | ExportMessage
 
 
 def queue_of(message: Message) -> QueueName:
     """Where the message goes."""
     if isinstance(message, InferMessage):
         return QueueName.GPU_INTERACTIVE if message.interactive else QueueName.GPU
+    if isinstance(message, ExportMessage):
+        return QueueName.CPU
     return QueueName.CPU_INTERACTIVE if message.interactive else QueueName.CPU
 
 

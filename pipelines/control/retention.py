@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Protocol
 
 import structlog
 from sqlalchemy import Connection
 
 from pipelines.blobs.base import BlobStat
+from pipelines.control.exports.target import folder_of
 from pipelines.jobs.errors import ServiceUnavailable
-from pipelines.store import files, idempotency, leader, packs, partitions, retention, workers
+from pipelines.store import exports, files, idempotency, leader, packs, partitions, retention, workers
 from pipelines.store.leader import Epoch
 from pipelines.store.partitions import Partition
 from pipelines.store.session import Database
@@ -28,6 +30,7 @@ _log = structlog.get_logger(__name__)
 PACK_PREFIX = "packs/"
 _FORGET_WORKERS = 24 * 3600.0
 _ORPHANS_A_RUN = 10_000
+_EXPORTED_A_STEP = 200  # within the time that a transaction may be idle
 
 
 class ListBlobs(Protocol):
@@ -46,6 +49,7 @@ class Retained:
     jobs: int = 0
     files: int = 0
     packs: int = 0
+    exports: int = 0
     orphans: int = 0
     idempotency_keys: int = 0
 
@@ -78,6 +82,7 @@ class Retention:
         dropped, jobs = self._months(epoch)
         expired = self._until_done(epoch, "expire_files", self._expire_files)
         collected = self._until_done(epoch, "collect_packs", self._collect_packs)
+        exported = self._until_done(epoch, "forget_exports", self._forget_exports)
         keys = self._until_done(epoch, "expire_idempotency_keys", idempotency.expire)
         self._step(epoch, "forget_workers", lambda conn: workers.expire(conn, older_than=_FORGET_WORKERS))
         return Retained(
@@ -86,6 +91,7 @@ class Retention:
             jobs=jobs,
             files=expired,
             packs=collected,
+            exports=exported,
             orphans=self._orphans(epoch),
             idempotency_keys=keys,
         )
@@ -143,6 +149,23 @@ class Retention:
         for key in keys:
             self._delete_blob(key)
         return len(keys)
+
+    def _forget_exports(self, conn: Connection) -> int:
+        """One export a transaction: its objects in our own store (a tenant's bucket is the tenant's), then its row.
+
+        A large one takes several: what was deleted is not listed again, and the row goes with the last object.
+        """
+        for export in exports.old(conn, days=self._age.days, limit=1):
+            if export.options.url is None:
+                folder = folder_of(export.tenant_id, export.job_id, export.export_id, own=True)
+                found = [blob.key for blob in islice(self._list_blobs(folder), _EXPORTED_A_STEP)]
+                for key in found:
+                    self._delete_blob(key)
+                if len(found) == _EXPORTED_A_STEP:
+                    return 1
+            exports.forget(conn, [export.export_id])
+            return 1
+        return 0
 
     def _orphans(self, epoch: Epoch) -> int:
         """Blobs of packs whose writer died before it recorded them; a bounded walk that the next run goes on with."""

@@ -14,7 +14,7 @@ import structlog
 
 from pipelines.jobs.errors import StoreUnavailable
 from pipelines.jobs.states import JobState
-from pipelines.store import dispatch, leader, progress, sweep
+from pipelines.store import dispatch, export_leases, leader, progress, sweep
 from pipelines.store.leader import Epoch
 from pipelines.store.progress import Folded
 from pipelines.store.session import Database
@@ -27,11 +27,12 @@ _BATCHES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What a sweep did: leases lost (items, documents, plans), rows past their deadline, messages sent again."""
+    """What a sweep did: leases lost (of items, documents, plans, exports), rows past their deadline or sent again."""
 
     items: int
     documents: int
     plans: int
+    exports: int
     overdue: int
     requeued: int
 
@@ -46,13 +47,14 @@ class Upkeep:
 
     def sweep(self, epoch: Epoch) -> Swept:
         """Expired leases (unless a gap in contact says to wait), deadlines, lost messages, unfinished endings."""
-        items = documents = plans = 0
+        items = documents = plans = exports = 0
         with self._database.begin() as conn:
             if leader.check(conn, epoch):
                 lost = sweep.expire_items(conn)
                 items = len(lost)
                 documents = sweep.expire_documents(conn)
                 plans = sweep.expire_plans(conn)
+                exports = export_leases.expire(conn)
                 for lease in lost:
                     _log.warning(
                         "lease_lost",
@@ -68,7 +70,7 @@ class Upkeep:
         overdue = self._overdue(epoch)
         self.cancel(epoch)
         self.end_finished(epoch)
-        return Swept(items=items, documents=documents, plans=plans, overdue=overdue, requeued=requeued)
+        return Swept(items=items, documents=documents, plans=plans, exports=exports, overdue=overdue, requeued=requeued)
 
     def cancel(self, epoch: Epoch) -> int:
         """Cancel what waits in cancelled jobs, some batches each; how many rows."""

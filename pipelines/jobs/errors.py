@@ -9,7 +9,7 @@ HTTP status codes are not here: `api.errors` maps codes to them in one table.
     │   ├── InvalidParameter    `param` names the field
     │   ├── UnknownKind, NotFound, Unauthenticated, Forbidden, Conflict
     │   ├── IdempotencyMismatch, IdempotencyInFlight
-    │   ├── QuotaExceeded, RateLimited, RequestTooLarge
+    │   ├── QuotaExceeded, RateLimited, RequestTooLarge, ExportForbidden
     │   └── JobNotCancellable, NothingToRedrive
     ├── MediaError              this medium cannot be used as it is                         (permanent)
     │   ├── MediaNotFound, MediaChanged, MediaTooLarge, UnsupportedMedia, CorruptMedia
@@ -126,6 +126,12 @@ class QuotaExceeded(RequestError):
     """A quota of the tenant is used up."""
 
     code = "quota_exceeded"
+
+
+class ExportForbidden(RequestError):
+    """The tenant may not write to this bucket or prefix."""
+
+    code = "export_forbidden"
 
 
 class RateLimited(RequestError):

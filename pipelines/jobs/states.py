@@ -58,6 +58,22 @@ class PlanState(enum.StrEnum):
     FAILED = "failed"
 
 
+class ExportState(enum.StrEnum):
+    """How far the export of a job's results is."""
+
+    WAITING = "waiting"
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """True where nothing changes any more."""
+        return not EXPORT_ARROWS[self]
+
+
 ITEM_TERMINAL = frozenset({ItemState.SUCCEEDED, ItemState.FAILED, ItemState.CANCELLED})
 JOB_TERMINAL = frozenset({JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED, JobState.CANCELLED})
 
@@ -79,6 +95,15 @@ JOB_MEANING: Mapping[JobState, str] = {
     JobState.PARTIAL: "some items succeeded, some failed",
     JobState.FAILED: "no item succeeded, or its source could not be listed",
     JobState.CANCELLED: "it was cancelled before it ended; what had succeeded is kept",
+}
+
+EXPORT_MEANING: Mapping[ExportState, str] = {
+    ExportState.WAITING: "its job has not ended",
+    ExportState.PENDING: "its job has ended; a cpu worker takes it up, from the shard after the last committed one",
+    ExportState.RUNNING: "a cpu worker writes it under a lease",
+    ExportState.SUCCEEDED: "every shard lies at the target, and the manifest that names them",
+    ExportState.FAILED: "it ended with a stable error code, without a manifest",
+    ExportState.CANCELLED: "it was cancelled before it ended",
 }
 
 ITEM_ARROWS: Mapping[ItemState, frozenset[ItemState]] = {
@@ -113,6 +138,18 @@ JOB_ARROWS: Mapping[JobState, frozenset[JobState]] = {
     JobState.PARTIAL: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),
+}
+
+EXPORT_ARROWS: Mapping[ExportState, frozenset[ExportState]] = {
+    ExportState.WAITING: frozenset({ExportState.PENDING, ExportState.CANCELLED}),
+    ExportState.PENDING: frozenset({ExportState.RUNNING, ExportState.CANCELLED}),
+    ExportState.RUNNING: frozenset(
+        # pending: its turn was over, retry, release, lost lease
+        {ExportState.PENDING, ExportState.SUCCEEDED, ExportState.FAILED, ExportState.CANCELLED}
+    ),
+    ExportState.SUCCEEDED: frozenset(),
+    ExportState.FAILED: frozenset(),
+    ExportState.CANCELLED: frozenset(),
 }
 
 

@@ -58,7 +58,7 @@ class DiskCache:
         self._max_bytes = max_bytes
         self._objects, self._names = folder / "objects", folder / "names"
         self._locks, self._unfinished = folder / "locks", folder / "tmp"
-        with _mapped():
+        with scratch_errors():
             for part in (self._objects, self._names, self._locks, self._unfinished):
                 part.mkdir(parents=True, exist_ok=True)
 
@@ -89,13 +89,13 @@ class DiskCache:
     @contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """One process or thread at a time for a name (and a few others): so that a source is fetched once."""
-        with _mapped(), (self._locks / _digest(name)[:2]).open("wb") as file:
+        with scratch_errors(), (self._locks / _digest(name)[:2]).open("wb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def store(self, pieces: Iterable[bytes], *, name: str | None = None) -> CachedFile:
         """Write a file, and remember it under `name`. Raises `ScratchFull`, and whatever iterating raises."""
-        with _mapped():
+        with scratch_errors():
             descriptor, temporary = tempfile.mkstemp(dir=self._unfinished)
         path = Path(temporary)
         try:
@@ -105,12 +105,12 @@ class DiskCache:
                 for piece in pieces:
                     digest.update(piece)
                     size += len(piece)
-                    with _mapped():
+                    with scratch_errors():
                         file.write(piece)
-                with _mapped():
+                with scratch_errors():
                     file.flush()
                 sha256 = digest.hexdigest()
-                with _mapped(), (self._locks / "eviction").open("a+b") as ledger:
+                with scratch_errors(), (self._locks / "eviction").open("a+b") as ledger:
                     fcntl.flock(ledger, fcntl.LOCK_EX)
                     self._make_room(size, ledger)
                     target = self._path(sha256)
@@ -126,7 +126,7 @@ class DiskCache:
         return found
 
     def _remember(self, name: str, sha256: str) -> None:
-        with _mapped():
+        with scratch_errors():
             descriptor, temporary = tempfile.mkstemp(dir=self._unfinished)
             os.write(descriptor, sha256.encode())
             os.close(descriptor)
@@ -223,7 +223,8 @@ def _remove_unused(path: Path) -> bool:
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
+def scratch_errors() -> Iterator[None]:
+    """A full disk raises `ScratchFull`; other errors go on."""
     try:
         yield
     except OSError as error:

@@ -16,7 +16,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from pipelines.control.exports import request as exporting
+from pipelines.control.exports.target import ExportRules
 from pipelines.jobs.errors import BatchsightError, InvalidParameter, MediaNotFound, QuotaExceeded, RequestTooLarge
+from pipelines.jobs.exports import ExportOptions
 from pipelines.jobs.ids import uuid7
 from pipelines.jobs.models import JobPriority
 from pipelines.kinds import registry
@@ -37,6 +40,7 @@ class SubmitRules:
     allowed_buckets: tuple[str, ...]
     https_sources: bool
     max_items: int
+    exports: ExportRules
 
     def for_tenant(self, tenant: Tenant) -> AccessRules:
         """What this tenant may read."""
@@ -54,6 +58,7 @@ class Submission:
     priority: JobPriority = JobPriority.NORMAL
     metadata: Mapping[str, Any] = field(default_factory=dict)
     deadline_at: datetime | None = None
+    export: ExportOptions | None = None
 
 
 def submit(
@@ -61,8 +66,8 @@ def submit(
 ) -> uuid.UUID:
     """Check and insert; the caller's transaction commits. The new job's id (`job_id`, where the caller chose one).
 
-    Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge` or
-    `QuotaExceeded`, each naming the field in `param`.
+    Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge`,
+    `QuotaExceeded` or `ExportForbidden`, each naming the field in `param`.
     """
     kind = registry.get(submission.kind)
     parameters = kind.validate(submission.parameters)
@@ -84,6 +89,9 @@ def submit(
             metadata=dict(submission.metadata),
         ),
     )
+    if submission.export is not None:
+        with _at("export", keep=True):
+            exporting.request(conn, tenant, job_id, submission.export, rules.exports)
     return job_id
 
 

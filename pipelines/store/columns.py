@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, DateTime, MetaData, text
+import enum
 
-from pipelines.jobs.states import ItemState, JobState, PlanState
+from sqlalchemy import Column, DateTime, MetaData, text
 
 metadata = MetaData(
     naming_convention={
@@ -20,7 +20,7 @@ NOW = text("now()")
 EMPTY = text("'{}'::jsonb")
 
 
-def one_of(column: str, values: type[ItemState | JobState | PlanState]) -> str:
+def one_of(column: str, values: type[enum.StrEnum]) -> str:
     """The condition that a column holds one of the values, as a CHECK writes it."""
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, TextClause, text
 
+from pipelines.store import export_leases
+
 _PICK = """
 WITH load AS (
     SELECT * FROM unnest(CAST(:tenant_ids AS uuid[]), CAST(:loads AS bigint[])) AS l(tenant_id, entries)
@@ -233,7 +235,8 @@ def unmark_documents(conn: Connection, picked: Sequence[Picked]) -> None:
 def requeue_stale(conn: Connection, older_than: float) -> int:
     """Unmark what was published more than `older_than` seconds ago and not claimed; how many rows that were."""
     values = {"older_than": older_than}
-    return sum(conn.execute(sql, values).rowcount for sql in (_STALE_ITEMS, _STALE_DOCUMENTS, _STALE_PLANS))
+    rows = sum(conn.execute(sql, values).rowcount for sql in (_STALE_ITEMS, _STALE_DOCUMENTS, _STALE_PLANS))
+    return rows + export_leases.requeue_stale(conn, older_than)
 
 
 def _picked(

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Row, text
 
 from pipelines.jobs.errors import StoreUnavailable
 from pipelines.jobs.states import JOB_ARROWS, ItemState, JobState, PlanState, roll_up
+from pipelines.store import exports
 from pipelines.store.values import announce_progress, to_json
 
 _log = structlog.get_logger(__name__)
@@ -270,6 +271,7 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
         "usage": to_json(_added(before.usage, dict(last))),
     }
     conn.execute(_END_SNAPSHOT, values)
+    exports.let_go(conn, job_id)
     announce_progress(conn, job_id)
     return state
 

@@ -10,6 +10,7 @@
 - `job_deltas` is append-only: each statement that ends items adds one row a job, and the leader folds them (deletes and
   adds up) into `job_progress`. No counter row is contended, and a snapshot costs what happened since the last one, not
   what the job holds.
+- Exports stand in `pipelines.store.export_tables`.
 - Postgres' `now()` is the only clock.
 """
 
@@ -35,12 +36,15 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from pipelines.jobs.states import ItemState, JobState, PlanState
 from pipelines.store.columns import EMPTY, metadata, one_of, timestamp
+from pipelines.store.export_tables import export_shards, exports
 from pipelines.store.shared_tables import files, idempotency_keys, leader, packs, workers
 
 __all__ = [
     "PARTITIONED",
     "api_keys",
     "documents",
+    "export_shards",
+    "exports",
     "files",
     "idempotency_keys",
     "items",
@@ -65,6 +69,7 @@ tenants = Table(
     Column("name", Text, nullable=False, unique=True),
     Column("weight", Double, nullable=False, server_default=text("1")),
     Column("allowed_buckets", ARRAY(Text), comment="null: the installation's own list"),
+    Column("export_buckets", ARRAY(Text), comment="null: the installation's own list"),
     Column("max_active_items", BigInteger, nullable=False, server_default=text("2000000")),
     Column("max_stored_bytes", BigInteger, nullable=False, server_default=text("1099511627776")),
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),

@@ -25,8 +25,10 @@ _PREFIX_BYTES = 6
 _SECRET_BYTES = 32
 
 _INSERT_TENANT = text("""
-INSERT INTO tenants (id, name, weight, allowed_buckets, max_active_items, max_stored_bytes, requests_per_minute)
-VALUES (:id, :name, :weight, CAST(:allowed_buckets AS text[]), coalesce(:max_active_items, 2000000),
+INSERT INTO tenants (id, name, weight, allowed_buckets, export_buckets, max_active_items, max_stored_bytes,
+    requests_per_minute)
+VALUES (:id, :name, :weight, CAST(:allowed_buckets AS text[]), CAST(:export_buckets AS text[]),
+        coalesce(:max_active_items, 2000000),
         coalesce(:max_stored_bytes, 1099511627776), :requests_per_minute)
 RETURNING *
 """)
@@ -65,12 +67,16 @@ WHERE k.prefix = :prefix
 
 @dataclass(frozen=True, kw_only=True)
 class Tenant:
-    """One tenant. `weight`: its share against others; `allowed_buckets` None: the installation's own list."""
+    """One tenant. `weight`: its share against others.
+
+    `allowed_buckets`: what it may read; `export_buckets`: where it may write; None: the installation's own list.
+    """
 
     tenant_id: uuid.UUID
     name: str
     weight: float
     allowed_buckets: tuple[str, ...] | None
+    export_buckets: tuple[str, ...] | None
     max_active_items: int
     max_stored_bytes: int
     stored_bytes: int
@@ -121,6 +127,7 @@ def create_tenant(
     *,
     weight: float = 1.0,
     allowed_buckets: Sequence[str] | None = None,
+    export_buckets: Sequence[str] | None = None,
     max_active_items: int | None = None,
     max_stored_bytes: int | None = None,
     requests_per_minute: int | None = None,
@@ -131,6 +138,7 @@ def create_tenant(
         "name": name,
         "weight": weight,
         "allowed_buckets": None if allowed_buckets is None else list(allowed_buckets),
+        "export_buckets": None if export_buckets is None else list(export_buckets),
         "max_active_items": max_active_items,
         "max_stored_bytes": max_stored_bytes,
         "requests_per_minute": requests_per_minute,
@@ -241,6 +249,7 @@ def _tenant(row: Row[tuple[object, ...]]) -> Tenant:
         name=row.name,
         weight=row.weight,
         allowed_buckets=None if row.allowed_buckets is None else tuple(row.allowed_buckets),
+        export_buckets=None if row.export_buckets is None else tuple(row.export_buckets),
         max_active_items=row.max_active_items,
         max_stored_bytes=row.max_stored_bytes,
         stored_bytes=row.stored_bytes,

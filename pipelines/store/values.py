@@ -29,6 +29,7 @@ class Wake(enum.StrEnum):
     INFER = "infer"
     ENDED = "ended"
     CANCEL = "cancel"
+    EXPORT = "export"
 
 
 def wake(conn: Connection, *reasons: Wake) -> None:

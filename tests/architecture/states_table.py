@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from pipelines.jobs.states import ITEM_ARROWS, ITEM_MEANING, JOB_ARROWS, JOB_MEANING, ItemState, JobState
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.jobs.states import (
+    EXPORT_ARROWS,
+    EXPORT_MEANING,
+    ITEM_ARROWS,
+    ITEM_MEANING,
+    JOB_ARROWS,
+    JOB_MEANING,
+    ExportState,
+    ItemState,
+    JobState,
+)
 
 
 def render() -> str:
-    """Both tables as Markdown."""
-    lines = ["| item | meaning | next |", "|---|---|---|"]
-    for item in ItemState:
-        following = ", ".join(f"`{after}`" for after in ItemState if after in ITEM_ARROWS[item]) or "–"
-        lines.append(f"| `{item}` | {ITEM_MEANING[item]} | {following} |")
-    lines += ["", "| job | meaning | next |", "|---|---|---|"]
-    for job in JobState:
-        following = ", ".join(f"`{after}`" for after in JobState if after in JOB_ARROWS[job]) or "–"
-        lines.append(f"| `{job}` | {JOB_MEANING[job]} | {following} |")
-    return "\n".join(lines)
+    """The tables as Markdown."""
+    return "\n".join(
+        [
+            *_table("item", ItemState, ITEM_MEANING, ITEM_ARROWS),
+            "",
+            *_table("job", JobState, JOB_MEANING, JOB_ARROWS),
+            "",
+            *_table("export", ExportState, EXPORT_MEANING, EXPORT_ARROWS),
+        ]
+    )
+
+
+def _table(
+    name: str, states: type[enum.StrEnum], meaning: Mapping[Any, str], arrows: Mapping[Any, frozenset[Any]]
+) -> list[str]:
+    lines = [f"| {name} | meaning | next |", "|---|---|---|"]
+    for state in states:
+        following = ", ".join(f"`{after}`" for after in states if after in arrows[state]) or "–"
+        lines.append(f"| `{state}` | {meaning[state]} | {following} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ import psycopg
 import pytest
 
 from pipelines.blobs.base import BlobStat
+from pipelines.control.exports.target import folder_of
 from pipelines.control.leadership import Leadership, terms
 from pipelines.control.retention import Retention
 from pipelines.control.sweep import Upkeep
 from pipelines.jobs.errors import BlobStoreUnavailable, StoreUnavailable
+from pipelines.jobs.exports import ExportOptions
 from pipelines.jobs.ids import uuid7_floor
 from pipelines.jobs.models import PackRef
 from pipelines.jobs.states import JobState
-from pipelines.store import jobs, leader, packs, partitions
+from pipelines.store import exports, jobs, leader, packs, partitions
 from pipelines.store.leader import Epoch, LeaderLost, Terms
 from pipelines.store.session import Database
 from tests.integration.store.world import World
@@ -248,3 +250,32 @@ def test_retention_of_a_replaced_leader_stops(world: World, epoch: Epoch) -> Non
         leader.acquire(conn, "other", epoch.terms)
     with pytest.raises(LeaderLost):
         retention(world, Blobs()).run(epoch)
+
+
+def test_old_exports_go_with_what_our_own_store_holds_of_them(world: World, epoch: Epoch) -> None:
+    tenant, blobs = world.tenant(), Blobs()
+    made = []
+    for url in (None, "s3://theirs/x/", None):
+        with world.database.begin() as conn:
+            export = exports.insert(conn, tenant, world.job(tenant, 0), ExportOptions(url=url))
+        assert export is not None
+        made.append(export)
+        folder = folder_of(tenant, export.job_id, export.export_id, own=True)
+        blobs.blobs |= {f"{folder}{n:03}": 0.0 for n in range(450 if url is None else 1)}
+    theirs, young = made[1:]
+    world.rows(
+        "UPDATE exports SET state = 'cancelled', finished_at = now() - interval '31 days' WHERE id <> %(id)s"
+        " RETURNING 1",
+        id=young.export_id,
+    )
+    blobs.away = True
+    assert retention(world, blobs).run(epoch).exports == 0
+    blobs.away = False
+    retention(world, blobs).run(epoch)
+    assert [row.id for row in world.rows("SELECT id FROM exports")] == [young.export_id]
+    left = {key.split("/")[3] for key in blobs.blobs}
+    assert left == {str(theirs.export_id), str(young.export_id)}  # of a tenant's own bucket nothing is touched
+    world.rows("DELETE FROM job_progress WHERE job_id = %(j)s RETURNING 1", j=young.job_id)
+    world.rows("DELETE FROM jobs WHERE id = %(j)s RETURNING 1", j=young.job_id)
+    retention(world, blobs).run(epoch)
+    assert world.rows("SELECT id FROM exports") == []

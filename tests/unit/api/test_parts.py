@@ -20,9 +20,9 @@ from api.client.errors import ConfigurationError
 from api.errors import UnreadableBody
 from api.idempotency import fingerprint_of, parse
 from api.jsonbody import loads
-from api.markdown import escaped
 from api.multipart import MultipartStream
 from api.negotiation import best
+from pipelines.control.markdown import escaped
 from pipelines.jobs.errors import InvalidParameter
 
 OFFERS = ("application/x-ndjson", "application/json", "text/markdown")

@@ -16,7 +16,15 @@ from celery import Celery
 
 from deploy.local.servers import Redis
 from pipelines.control.cancel import HINT_CHANNEL
-from pipelines.control.messages import InferMessage, Message, PaginateMessage, PlanMessage, PrepareMessage, QueueName
+from pipelines.control.messages import (
+    ExportMessage,
+    InferMessage,
+    Message,
+    PaginateMessage,
+    PlanMessage,
+    PrepareMessage,
+    QueueName,
+)
 from pipelines.jobs.errors import BrokerUnavailable
 from pipelines.settings import Settings
 from workers import app as celery_app
@@ -33,6 +41,7 @@ MESSAGES: tuple[Message, ...] = (
     PrepareMessage(job_id=JOB, seqs=(3, 4), solo=False, interactive=True),
     InferMessage(job_id=JOB, seq=5, solo=True, interactive=False),
     InferMessage(job_id=JOB, seq=6, solo=False, interactive=True),
+    ExportMessage(export_id=JOB),
 )
 
 
@@ -56,7 +65,11 @@ def waiting(redis_url: str, queue: QueueName) -> list[tuple[str, list[Any]]]:
 def test_messages_go_to_their_queues_in_order_with_ids_only(publisher: Publisher, redis_url: str) -> None:
     publisher.publish(MESSAGES)
     job = str(JOB)
-    assert waiting(redis_url, QueueName.CPU) == [(tasks.PLAN, [job]), (tasks.PAGINATE, [job, [1, 2]])]
+    assert waiting(redis_url, QueueName.CPU) == [
+        (tasks.PLAN, [job]),
+        (tasks.PAGINATE, [job, [1, 2]]),
+        (tasks.EXPORT, [job]),
+    ]
     assert waiting(redis_url, QueueName.CPU_INTERACTIVE) == [(tasks.PREPARE, [job, [3, 4], False])]
     assert waiting(redis_url, QueueName.GPU) == [(tasks.INFER, [job, 5, True])]
     assert waiting(redis_url, QueueName.GPU_INTERACTIVE) == [(tasks.INFER, [job, 6, False])]
@@ -76,7 +89,7 @@ def test_a_batch_is_one_pipeline(publisher: Publisher, redis_url: str) -> None:
 def test_queue_lengths_come_at_once(publisher: Publisher) -> None:
     publisher.publish(MESSAGES)
     depths = publisher.depths()
-    assert depths.waiting == {"cpu": 2, "cpu.interactive": 1, "gpu": 1, "gpu.interactive": 1}
+    assert depths.waiting == {"cpu": 3, "cpu.interactive": 1, "gpu": 1, "gpu.interactive": 1}
 
 
 def test_a_redis_that_forgot_everything_is_recognised(publisher: Publisher, redis_url: str) -> None:
@@ -154,6 +167,9 @@ def test_a_celery_worker_runs_what_was_published(publisher: Publisher, redis_url
         def prepare(self, job_id: uuid.UUID, seqs: object) -> None:
             done.append(("prepare", seqs))
 
+        def export(self, export_id: uuid.UUID) -> None:
+            done.append(("export", export_id))
+
     class Gpu:
         def infer(self, job_id: uuid.UUID, seq: int, *, solo: bool) -> None:
             done.append(("infer", (seq, solo)))
@@ -177,6 +193,7 @@ def test_a_celery_worker_runs_what_was_published(publisher: Publisher, redis_url
             ("plan", JOB),
             ("paginate", [1, 2]),
             ("prepare", [3, 4]),
+            ("export", JOB),
             ("infer", (5, True)),
             ("infer", (6, False)),
         ],

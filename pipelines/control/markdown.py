@@ -25,11 +25,12 @@ class MarkdownWriter:
             self._document = view.doc
         if view.page is not None:
             parts.append(f'<a id="{view.doc}-page-{view.page + 1}"></a>\n\n## Page {view.page + 1}\n\n')
-        parts.append(_body(view) + "\n\n")
+        parts.append(body(view) + "\n\n")
         return "".join(parts)
 
 
-def _body(view: ResultView) -> str:
+def body(view: ResultView) -> str:
+    """One result alone, without any heading."""
     if view.state is ItemState.SUCCEEDED:
         text = view.text or ""
         if (view.output or {}).get("format") == _FENCED:

@@ -1,0 +1,1 @@
+"""Results of an ended job as objects: shards first, the manifest last."""
