@@ -77,6 +77,9 @@ class Settings(BaseSettings):
         "auto", description="how several devices are used"
     )
     engine_slots: int = Field(16, ge=1, le=1024, description="items in flight in one engine worker")
+    interactive_slots: int = Field(
+        1, ge=0, description="of an engine's slots, so many serve interactive items alone (all but one at most)"
+    )
     engine_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: all cores")
     engine_kv_cache_bytes: int = Field(0, ge=0, description="size of the paged KV cache; 0: from free memory")
     engine_stall_seconds: float = Field(120, gt=0, description="no step for so long while work waits: the worker exits")

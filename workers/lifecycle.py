@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -25,7 +26,8 @@ from workers.gpu_runtime import GpuRuntime, run_on_engine_death
 from workers.health import HealthServer
 from workers.hints import CancelHints
 from workers.registry import Registration
-from workers.tasks import register_cpu, register_gpu
+from workers.reserved import ReservedSlots
+from workers.tasks import answer, register_cpu, register_gpu
 from workers.wiring import cpu_runtime, gpu_runtime, load_model, worker_name
 
 _log = structlog.get_logger(__name__)
@@ -108,9 +110,15 @@ def run_gpu_worker(settings: Settings, *, load: Callable[[Settings], Engine] = l
     signals.worker_ready.connect(worker.ready, weak=False)
     signals.worker_shutting_down.connect(worker.stopping, weak=False)
     name = worker_name("gpu")
-    code = _serve(app, "threads", settings.engine_slots, [GPU_INTERACTIVE, GPU], name=name)
+    shared = settings.engine_slots - reserved_slots(settings)
+    code = _serve(app, "threads", shared, [GPU_INTERACTIVE, GPU], name=name)
     worker.close()
     return code
+
+
+def reserved_slots(settings: Settings) -> int:
+    """Slots for interactive items alone; one at least is left for everything."""
+    return min(settings.interactive_slots, settings.engine_slots - 1)
 
 
 class _GpuWorker:
@@ -123,6 +131,7 @@ class _GpuWorker:
         self._engine: Engine | None = None
         self._registration: Registration | None = None
         self._hints: CancelHints | None = None
+        self._reserved: ReservedSlots | None = None
 
     def build(self, **_: Any) -> None:
         """Load the model; a failure ends the process."""
@@ -147,10 +156,17 @@ class _GpuWorker:
 
     def ready(self, **_: Any) -> None:
         """Messages are taken from now on."""
+        self._reserved = ReservedSlots(
+            self._settings.redis_url,
+            partial(answer, self._built.get),
+            slots=reserved_slots(self._settings),
+        )
         _log.info("gpu_worker_ready", slots=self._settings.engine_slots)
 
     def stopping(self, **_: Any) -> None:
         """SIGTERM: claim nothing more; what still runs after the grace time is given back."""
+        if self._reserved is not None:
+            self._reserved.stop()
         self._built.get().drain()
         if self._registration is not None:
             self._registration.drain()
@@ -158,6 +174,8 @@ class _GpuWorker:
     def close(self) -> None:
         """After the last task has returned."""
         runtime = self._built.get()
+        if self._reserved is not None:
+            self._reserved.close(self._settings.drain_seconds + 5)
         runtime.close()
         if self._hints is not None:
             self._hints.close()

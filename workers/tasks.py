@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from celery import Celery
@@ -71,6 +71,12 @@ def register_gpu(app: Celery, work: Callable[[], GpuWork]) -> None:
     @app.task(name=INFER)
     def infer(job_id: str, seq: int, solo: bool = False) -> None:  # noqa: FBT001, FBT002 - the message's shape
         _guarded(INFER, lambda: work().infer(uuid.UUID(job_id), seq, solo=solo))
+
+
+def answer(work: Callable[[], GpuWork], arguments: Sequence[Any]) -> None:
+    """Do what the engine task does, with a message's arguments, outside of Celery."""
+    job_id, seq, *more = arguments
+    _guarded(INFER, lambda: work().infer(uuid.UUID(job_id), seq, solo=bool(more and more[0])))
 
 
 def _guarded(name: str, call: Callable[[], None]) -> None:
