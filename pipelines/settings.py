@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     engine_threads: int = Field(0, ge=0, description="CPU threads of the engine; 0: all cores")
     engine_kv_cache_bytes: int = Field(0, ge=0, description="size of the paged KV cache; 0: from free memory")
     engine_stall_seconds: float = Field(120, gt=0, description="no step for so long while work waits: the worker exits")
+    answer_cache: bool = Field(
+        default=True, description="answer an equal item of the same tenant from its earlier result (local engines)"
+    )
     remote_api_key: SecretStr | None = Field(None, description="bearer key for a remote engine")
     remote_model: str | None = Field(None, description="model id at the remote engine; empty: its first")
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipelines.media.sources import Fetcher
 from pipelines.media.ssrf import guarded_client
 from pipelines.settings import Settings
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.answers import Answers
 from pipelines.steps.infer import InferTools
 from pipelines.steps.inline import keep_inline
 from pipelines.steps.paginate import PaginateTools
@@ -218,13 +220,15 @@ def _remote(settings: Settings) -> Engine:
 def gpu_runtime(settings: Settings, engine: Engine) -> GpuRuntime:
     """Everything an engine worker owns beside its engine."""
     name = worker_name("gpu")
+    database = Database(settings.database_url, pool_size=4, application_name=name)
     return GpuRuntime(
-        database=Database(settings.database_url, pool_size=4, application_name=name),
+        database=database,
         tools=InferTools(
             engine=engine,
             packs=Loader(blob_store(settings)),
             worker=name,
             preprocessing_version=PREPROCESSING_VERSION,
+            answers=_answers(settings, database),
         ),
         streams=StreamPublisher(settings.redis_url),
         options=GpuRuntimeOptions(
@@ -234,3 +238,10 @@ def gpu_runtime(settings: Settings, engine: Engine) -> GpuRuntime:
             drain_seconds=settings.drain_seconds,
         ),
     )
+
+
+def _answers(settings: Settings, database: Database) -> Answers | None:
+    """The cache of answers. A remote server does not tell its weights, and the fake engine is there to be asked."""
+    if not settings.answer_cache or settings.engine == "fake" or is_remote(settings):
+        return None
+    return Answers(database, scope=f"{version('batchsight')} {settings.engine_quantization}")

@@ -107,10 +107,11 @@ class GenerationOptions(BaseModel):
 
 
 class KindParameters(BaseModel):
-    """Base of every kind's parameters: strict, with generation options."""
+    """Base of every kind's parameters: strict, with generation options and the choice of fresh answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    cache: bool = Field(default=True, description="take the answer that an equal item of yours had before")
     generation: GenerationOptions = Field(default_factory=GenerationOptions, description="decoding options")
 
 

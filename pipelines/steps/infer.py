@@ -1,8 +1,9 @@
 """INFER: prepared pixels and the kind's questions become an answer.
 
-Reads as one line: load the pack, ask the questions, wait, parse, record. It holds no transaction and knows no queue;
-the caller has claimed the item and will write the outcome. Answers are bound to their medium: each completion carries
-the media hash of the request that it answers, and a mismatch is refused here, before anything is stored.
+Reads as one line: load the pack, look for an earlier answer, ask the questions, wait, parse, record. It holds no
+transaction and knows no queue; the caller has claimed the item and will write the outcome. Answers are bound to their
+medium: each completion carries the media hash of the request that it answers, and a mismatch is refused here, before
+anything is stored.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from pipelines.jobs.retry import after_failure
 from pipelines.kinds import registry
 from pipelines.kinds.base import Dialogue, KindParameters, MediumView, Output
 from pipelines.steps.abort import Abort, AbortReason
+from pipelines.steps.answers import AnswerShelf, taken
+from pipelines.steps.answers import key_of as answer_key
 
 _log = structlog.get_logger(__name__)
 
@@ -56,12 +59,13 @@ class PackLoader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InferTools:
-    """What INFER needs. `item_seconds`: an item may hold its slot no longer."""
+    """What INFER needs. `item_seconds`: an item may hold its slot no longer; `answers` None: every answer is fresh."""
 
     engine: Engine
     packs: PackLoader
     worker: str
     preprocessing_version: str
+    answers: AnswerShelf | None = None
     item_seconds: float = 3_600.0
     uniform: Callable[[float, float], float] = random.uniform
 
@@ -87,12 +91,26 @@ def _answer(item: ClaimedItem, spec: JobSpec, tools: InferTools, *, abort: Abort
     parameters = kind.parse_parameters({**spec.parameters, **item.document.overrides})
     pack = tools.packs.load(item.pack)
     dialogue = kind.dialogue(parameters, pack.views)
+    key = None
+    if tools.answers is not None and on_text is None:
+        key = answer_key(
+            item,
+            spec,
+            parameters,
+            dialogue,
+            tools.engine.info,
+            preprocessing_version=tools.preprocessing_version,
+            scope=tools.answers.scope,
+        )
+        found = tools.answers.find(spec.tenant_id, key=key, media_hash=item.media_hash) if key else None
+        if found is not None:
+            return taken(found, item, worker=tools.worker)
     asker = _Asker(item=item, spec=spec, parameters=parameters, pack=pack, tools=tools, abort=abort)
     answers = asker.ask(dialogue, on_text=on_text)
     for answer in answers:
         if answer.media_hash != item.media_hash:
             raise InternalError("an answer came back for another medium than the one asked about")
-    return _result(item, spec, tools, parameters, kind.parse(parameters, answers), answers)
+    return _result(item, spec, tools, parameters, kind.parse(parameters, answers), answers, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +197,8 @@ def _result(
     parameters: KindParameters,
     output: Output,
     answers: tuple[Completion, ...],
+    *,
+    key: str | None,
 ) -> ItemResult:
     info = tools.engine.info
     logprobs = [
@@ -201,6 +221,8 @@ def _result(
         "queue_seconds": max((answer.queue_seconds for answer in answers), default=0.0),
         "tokens_saved": sum(answer.tokens_saved for answer in answers),
     }
+    if key is not None:
+        provenance["answer_key"] = key
     return ItemResult(
         text=output.text,
         output=dict(output.data),

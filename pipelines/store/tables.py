@@ -275,6 +275,12 @@ results = Table(
     Column("provenance", JSONB, nullable=False),
     timestamp("created_at", nullable=False, now=True),
     PrimaryKeyConstraint("job_id", "seq"),
+    Index(
+        "results_answers",
+        "tenant_id",
+        text("(provenance->>'answer_key')"),
+        postgresql_where=text("(provenance->>'answer_key') IS NOT NULL"),
+    ),
     postgresql_partition_by="RANGE (job_id)",
 )
 

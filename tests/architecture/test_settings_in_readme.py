@@ -22,7 +22,7 @@ def test_every_listed_variable_reaches_its_setting(name: str, monkeypatch: pytes
     monkeypatch.chdir("/")  # no .env of a developer's
     field = Settings.model_fields[name]
     default = getattr(Settings(), name)
-    for value in ("7", "true", "int8", "float16", "tensor", "fake", "console", "debug"):
+    for value in ("7", "true", "false", "int8", "float16", "tensor", "fake", "console", "debug"):
         monkeypatch.setenv(variable(name, field), value)
         try:
             if getattr(Settings(), name) != default:
