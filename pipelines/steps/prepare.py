@@ -123,7 +123,9 @@ class DocumentPreparation:
         self._document = items[0].document
         self._kind: AnyKind = registry.get(spec.kind)
         parameters = self._kind.parse_parameters({**spec.parameters, **self._document.overrides})
-        self._options = options_of(self._kind.preprocessing(parameters), tools.output, tools.tile)
+        preprocessing = self._kind.preprocessing(parameters)
+        self._options = options_of(preprocessing, tools.output, tools.tile)
+        self._media_tiles = preprocessing.media_tiles
         self._open = ExitStack()
         self._files: list[SourceFile] = []
 
@@ -145,6 +147,8 @@ class DocumentPreparation:
             "image": self._options(MediaClass.IMAGE).parameters(),
             "video": self._options(MediaClass.VIDEO).parameters(),
         }
+        if self._media_tiles:
+            parameters["media_tiles"] = list(self._media_tiles)
         return packs.pack_key(str(self._spec.tenant_id), source, parameters)
 
     def cut(self, items: Sequence[ClaimedItem]) -> Iterator[tuple[ClaimedItem, Pack | BaseException]]:
@@ -178,7 +182,7 @@ class DocumentPreparation:
 
     def _whole(self) -> Pack:
         parts: list[tuple[Pack, MediumView]] = []
-        for file in self._files:
+        for index, file in enumerate(self._files):
             media_class = class_of(file.media_type)
             if media_class is MediaClass.DOCUMENT and file.media_type is MediaType.TIFF:
                 media_class = MediaClass.IMAGE  # a TIFF as one item is its first page
@@ -188,6 +192,8 @@ class DocumentPreparation:
                     f"{self._document.name} is a {media_class}, but {self._kind.name} reads: {reads}"
                 )
             options = self._options(media_class)
+            if index < len(self._media_tiles):
+                options = replace(options, max_tiles=self._media_tiles[index])
             if media_class is MediaClass.VIDEO:
                 pack = self._tools.decoder.prepare_video(file.path, options)
             else:

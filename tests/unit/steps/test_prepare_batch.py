@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,7 @@ class World:
         self.open: set[str] = set()
         self.known: set[str] = set()
         self.finds: list[int] = []
+        self.tiles: list[int] = []
         self.recorded: list[int] = []
         self.away = False
 
@@ -68,8 +69,9 @@ class World:
         yield File(path=path, sha256=media.url)
         self.open.remove(path.name)
 
-    def prepare_image(self, path: Path, _options: PrepareOptions) -> Pack:
+    def prepare_image(self, path: Path, options: PrepareOptions) -> Pack:
         assert path.name in self.open
+        self.tiles.append(options.max_tiles)
         if "corrupt" in path.name:
             raise CorruptMedia("it does not decode")
         count = 2 if "unwritable" in path.name else 1
@@ -128,6 +130,22 @@ def test_a_message_costs_one_lookup_and_one_record_and_leaves_no_file_open(world
     assert {type(outcome) for outcome in done.values()} == {Prepared}
     assert len(done) == 8
     assert (world.finds, world.recorded, world.open) == ([8], [8], set())
+
+
+def test_each_medium_of_an_item_is_cut_into_its_own_tiles(world: World, tools: PrepareTools) -> None:
+    media = tuple(MediaRef(url=f"s3://b/{name}.png") for name in "abc")
+    asked = Document(job_id=JOB, doc=0, name="chat", media=media)
+    whole = ClaimedItem(job_id=JOB, seq=0, attempt=1, losses=0, fails=0, page=None, document=asked)
+    content = [*({"type": "media", "index": index} for index in range(3)), {"type": "text", "text": "Alike?"}]
+    parameters = {"messages": [{"role": "user", "content": content}], "max_tiles": 12, "media_tiles": [1, 12, 6]}
+    keys = []
+    for tiles in ([1, 12, 6], [12, 1, 6]):
+        spec = replace(SPEC, kind="chat", parameters={**parameters, "media_tiles": tiles})
+        done = all_of(prepare([whole], spec, tools))[0]
+        assert isinstance(done, Prepared)
+        keys.append(done.pack.key)
+    assert world.tiles == [1, 12, 6, 12, 1, 6]
+    assert keys[0] != keys[1]
 
 
 def test_a_bad_document_harms_no_neighbour(tools: PrepareTools, world: World) -> None:
