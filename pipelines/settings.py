@@ -88,6 +88,10 @@ class Settings(BaseSettings):
     )
     remote_api_key: SecretStr | None = Field(None, description="bearer key for a remote engine")
     remote_model: str | None = Field(None, description="model id at the remote engine; empty: its first")
+    remote_continues: bool = Field(
+        default=False,
+        description="the remote engine goes on with a last assistant message (LMDeploy and vLLM do)",
+    )
 
     # Sources
     allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(

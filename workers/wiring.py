@@ -213,6 +213,7 @@ def _remote(settings: Settings) -> Engine:
             model=settings.remote_model,
             api_key=key.get_secret_value() if key else None,
             slots=settings.engine_slots,
+            continues=settings.remote_continues,
         )
     )
 

@@ -10,10 +10,12 @@ import hashlib
 import itertools
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipelines.engine.errors import BadRequest, EmptyPrompt, EngineStopped, PromptTooLong, RequestCancelled
+from pipelines.engine.guard import EVERY, repeating
 from pipelines.engine.handle import PendingHandle
 from pipelines.engine.params import check_params
 from pipelines.engine.types import (
@@ -29,9 +31,20 @@ from pipelines.engine.types import (
 )
 
 
+def fake_answer(request: EngineRequest) -> str:
+    """Return the answer to a request, before it is cut to `max_new_tokens` words."""
+    asked = "\n".join([*(f"{user}\n{answer}" for user, answer in request.history), request.question])
+    digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
+    tiles = len(request.media.pixels) if isinstance(request.media, Tiles) else 0
+    return f"media {request.media_hash or 'none'} question {digest} tiles {tiles}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FakeOptions:
-    """What the fake pretends. Seconds are slept for each request, and for each token on top."""
+    """What the fake pretends. Seconds are slept for each request, and for each token on top.
+
+    `answer` and `mean_logprob` are functions of the request alone, so that a test can say what a content is worth.
+    """
 
     model: str = "fake"
     slots: int = 16
@@ -41,14 +54,9 @@ class FakeOptions:
     image_size: int = 448
     tokens_per_tile: int = 256
     context_length: int = 32768
-
-
-def fake_answer(request: EngineRequest) -> str:
-    """Return the answer to a request, before it is cut to `max_new_tokens` words."""
-    asked = "\n".join([*(f"{user}\n{answer}" for user, answer in request.history), request.question])
-    digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
-    tiles = len(request.media.pixels) if isinstance(request.media, Tiles) else 0
-    return f"media {request.media_hash or 'none'} question {digest} tiles {tiles}"
+    continues: bool = True
+    answer: Callable[[EngineRequest], str] = fake_answer
+    mean_logprob: Callable[[EngineRequest], float | None] = lambda _: -0.5
 
 
 class FakeEngine:
@@ -79,11 +87,14 @@ class FakeEngine:
             dtype="none",
             attention="none",
             trained=False,
+            continues=options.continues,
         )
 
     def submit(self, request: EngineRequest, *, on_text: OnText | None = None) -> Handle:
         """Queue a request; see `Engine.submit`."""
         check_params(request.params)
+        if request.prefix is not None and not self._options.continues:
+            raise BadRequest("this engine cannot go on with an answer", param="prefix")
         prompt_tokens = self._check(request)
         woken = threading.Event()
         handle = PendingHandle(request.request_id, on_text=on_text, on_cancel=woken.set)
@@ -138,6 +149,7 @@ class FakeEngine:
         if not request.question.strip() and media is None:
             raise EmptyPrompt("the question is empty and there is no image")
         words = sum(len(text.split()) for pair in request.history for text in pair) + len(request.question.split())
+        words += len(request.prefix.text.split()) if request.prefix else 0
         total = words + tiles * options.tokens_per_tile
         if total >= options.context_length:
             raise PromptTooLong(f"the prompt has {total} tokens, more than the {options.context_length - 1} that fit")
@@ -158,10 +170,11 @@ class FakeEngine:
         first: float | None = None
         try:
             woken.wait(self._options.seconds)
-            words: list[str] = []
+            words = request.prefix.text.split() if request.prefix else []
+            given = len(words)
             reason = FinishReason.STOP
-            for word in fake_answer(request).split():
-                if len(words) >= request.params.max_new_tokens:
+            for word in self._options.answer(request).split()[given:]:
+                if len(words) - given >= request.params.max_new_tokens:
                     reason = FinishReason.LENGTH
                     break
                 woken.wait(self._options.seconds_a_token)
@@ -171,6 +184,9 @@ class FakeEngine:
                 first = first or time.monotonic()
                 handle.emit(f" {word}" if words else word)
                 words.append(word)
+                if len(words) % EVERY == 0 and repeating([_token(each) for each in words]):
+                    reason = FinishReason.DEGENERATE
+                    break
                 text = " ".join(words)
                 if cut := [at for stop in request.params.stop if (at := text.find(stop)) >= 0]:
                     words, reason = text[: min(cut)].split(), FinishReason.STOP
@@ -181,13 +197,14 @@ class FakeEngine:
                     request_id=request.request_id,
                     text=" ".join(words),
                     finish_reason=reason,
-                    token_ids=tuple(int(hashlib.sha256(word.encode()).hexdigest()[:4], 16) for word in words),
+                    token_ids=tuple(map(_token, words)),
                     prompt_tokens=prompt_tokens,
                     cached_tokens=0,
-                    completion_tokens=len(words),
+                    completion_tokens=len(words) - given,
                     tiles=len(request.media.pixels) if isinstance(request.media, Tiles) else 0,
-                    mean_logprob=-0.5,
+                    mean_logprob=self._options.mean_logprob(request),
                     media_hash=request.media_hash,
+                    degenerate=reason is FinishReason.DEGENERATE,
                     queue_seconds=started - submitted,
                     first_token_seconds=(first or now) - submitted,
                     total_seconds=now - submitted,
@@ -195,7 +212,7 @@ class FakeEngine:
                 )
             )
             with self._lock:
-                self._generated += len(words)
+                self._generated += len(words) - given
         finally:
             with self._lock:
                 self._open.pop(number, None)
@@ -203,3 +220,7 @@ class FakeEngine:
                 self._steps += 1
                 self._prefilled += prompt_tokens
                 self._tiles += len(request.media.pixels) if isinstance(request.media, Tiles) else 0
+
+
+def _token(word: str) -> int:
+    return int(hashlib.sha256(word.encode()).hexdigest()[:4], 16)

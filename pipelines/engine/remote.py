@@ -59,6 +59,8 @@ class RemoteOptions:
         longest_wait: a `Retry-After` above this ends the request, with the wish in the error.
         video: frames as one image part each, or as one `data:video/jpeg` part (vLLM and this project read that).
         extensions: send `top_k` and `repetition_penalty`, which OpenAI's own API does not have.
+        continues: the server goes on with an assistant message that comes last (LMDeploy does; vLLM does when told,
+            which it is; OpenAI's own API and others begin a new turn). Nothing in an answer shows which happened.
     """
 
     url: str
@@ -71,6 +73,7 @@ class RemoteOptions:
     longest_wait: float = 60.0
     video: Literal["images", "jpeg_frames"] = "images"
     extensions: bool = True
+    continues: bool = False
     context_length: int = 32768
 
 
@@ -108,6 +111,7 @@ class RemoteEngine:
             device=base,
             dtype="remote",
             attention="remote",
+            continues=options.continues,
         )
         self._pool = ThreadPoolExecutor(options.slots, thread_name_prefix="remote-engine")
 
@@ -126,6 +130,8 @@ class RemoteEngine:
         if not request.question.strip() and request.media is None:
             raise EmptyPrompt("the question is empty and there is no image")
         options = self._options
+        if request.prefix is not None and not options.continues:
+            raise BadRequest("this engine cannot go on with an answer", param="prefix")
         body = build_body(request, model=self._info.model, video=options.video, extensions=options.extensions)
         cancelled = threading.Event()
 
@@ -198,7 +204,7 @@ class RemoteEngine:
         started = time.monotonic()
         answer = None
         try:
-            answer = self._answer(body, handle, cancelled)
+            answer = self._answer(body, handle, cancelled, request.prefix.text if request.prefix else "")
             if answer is not None and answer.finish_reason is not None:
                 handle.succeed(_completion(request, answer, answer.finish_reason, submitted=submitted, started=started))
         except EngineError as error:
@@ -216,19 +222,22 @@ class RemoteEngine:
                     self._generated += answer.completion_tokens
                     self._prefilled += answer.prompt_tokens
 
-    def _answer(self, body: dict[str, Any], handle: PendingHandle, cancelled: threading.Event) -> Answer | None:
+    def _answer(
+        self, body: dict[str, Any], handle: PendingHandle, cancelled: threading.Event, so_far: str
+    ) -> Answer | None:
         """Return the answer; None where the request was cancelled. Tries again only while no text has arrived."""
         for attempt in itertools.count(1):
             self._wait_until(self._not_before, cancelled)
             if cancelled.is_set() or self._closing.is_set():
                 return None
-            answer = Answer()
+            answer = Answer(text=so_far)
             try:
                 return self._ask(body, handle, answer)
             except RemoteUnavailable as error:
                 wish = error.retry_after
                 # Once text has arrived, a second try would repeat it.
-                if answer.text or attempt >= self._options.attempts or (wish or 0.0) > self._options.longest_wait:
+                arrived = answer.first is not None
+                if arrived or attempt >= self._options.attempts or (wish or 0.0) > self._options.longest_wait:
                     raise
                 pause = 0.2 * 2**attempt if wish is None else wish
                 if wish is not None:

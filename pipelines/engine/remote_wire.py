@@ -45,6 +45,10 @@ def build_body(request: EngineRequest, *, model: str, video: str, extensions: bo
         messages.append({"role": "user", "content": parts[0]["text"] if plain else parts})
         if number < len(request.history):
             messages.append({"role": "assistant", "content": request.history[number][1]})
+    if request.prefix is not None:
+        messages.append({"role": "assistant", "content": request.prefix.text})
+        if extensions:
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
     body["messages"] = messages
     return body
 
@@ -107,7 +111,7 @@ def _all_jpeg(images: list[EncodedImage]) -> bool:
 
 @dataclass(kw_only=True)
 class Answer:
-    """What has arrived of an answer. `first`: monotonic time of the first text."""
+    """What has arrived of an answer, behind the text that it goes on with. `first`: when text first came (monotonic)."""
 
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -118,7 +122,10 @@ class Answer:
 
 
 def read_answer(lines: Iterable[str], answer: Answer) -> Iterator[str]:
-    """Yield the pieces of text of an event stream and fill `answer`; the pieces join to its text, which is stripped."""
+    """Yield the pieces of text of an event stream and fill `answer`; the pieces join to its new text, stripped.
+
+    White space at the beginning stays where the answer goes on with a text: it is what stands at the seam.
+    """
     held = ""
     for line in lines:
         if not line.startswith("data:"):

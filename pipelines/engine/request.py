@@ -17,7 +17,7 @@ from pipelines.engine.params import check_params
 from pipelines.engine.prompt import Span, build_parts, encode
 from pipelines.engine.sequence import Image, Sequence
 from pipelines.engine.tokenizer import TextAssembler, Tokenizer
-from pipelines.engine.types import Completion, EngineRequest, FinishReason, GenerationParams, Tiles
+from pipelines.engine.types import AnswerPrefix, Completion, EngineRequest, FinishReason, GenerationParams, Tiles
 
 # What a degenerate answer is tried again with: enough noise to leave a loop, little enough to stay on topic.
 _RETRY_TEMPERATURE = 0.7
@@ -57,23 +57,35 @@ def prepare(
         system=request.system,
     )
     prompt = encode(tokenizer, parts)
-    if len(prompt.ids) >= most:
-        raise PromptTooLong(f"the prompt has {len(prompt.ids)} tokens, more than the {most - 1} that fit")
-    if not 0 <= min(prompt.ids) <= max(prompt.ids) < config.text.vocabulary:
+    given = _given(request.prefix, tokenizer)
+    if len(prompt.ids) + len(given) >= most:
+        known = len(prompt.ids) + len(given)
+        raise PromptTooLong(f"the prompt has {known} tokens, more than the {most - 1} that fit")
+    tokens = [*prompt.ids, *given]
+    if not 0 <= min(tokens) <= max(tokens) < config.text.vocabulary:
         raise BadRequest("the prompt holds a token id outside of the model's vocabulary")
     seed = request.params.seed
     return Sequence(
         number=number,
         priority=request.priority,
         group=request.group,
-        tokens=list(prompt.ids),
+        tokens=tokens,
         prompt_length=len(prompt.ids),
+        given=len(given),
         images=_images(media, prompt.spans, salt=request.token_salt, number=number) if media is not None else (),
         params=request.params,
         seed=secrets.randbits(63) if seed is None else seed,
-        limit=min(request.params.max_new_tokens, most - len(prompt.ids)),
+        limit=min(len(given) + request.params.max_new_tokens, most - len(prompt.ids)),
         salt=request.token_salt.encode(),
     )
+
+
+def _given(prefix: AnswerPrefix | None, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if prefix is None:
+        return ()
+    if tokenizer.stop_token in prefix.token_ids:
+        raise BadRequest("an answer that has ended cannot be gone on with", param="prefix")
+    return prefix.token_ids or tuple(tokenizer.encode([prefix.text]))
 
 
 def _check_tiles(media: Tiles, size: int) -> tuple[int, ...]:
@@ -108,7 +120,7 @@ class ActiveRequest:
         self.handle = handle
         self.sequence = sequence
         self._tokenizer = tokenizer
-        self._assembler = TextAssembler(tokenizer, request.params.stop)
+        self._assembler = self._assemble()
         self._logprobs = 0.0
         self._sampled = 0
         self._saved = 0
@@ -117,6 +129,13 @@ class ActiveRequest:
         self._admitted: float | None = None
         self._first: float | None = None
         self.device_seconds = 0.0
+
+    def _assemble(self) -> TextAssembler:
+        """Return an assembler that has the given tokens behind it: a character cut in two at the seam is made whole."""
+        sequence = self.sequence
+        assembler = TextAssembler(self._tokenizer, self.request.params.stop)
+        assembler.push(sequence.tokens[sequence.prompt_length : sequence.prompt_length + sequence.given])
+        return assembler
 
     @property
     def streaming(self) -> bool:
@@ -165,8 +184,9 @@ class ActiveRequest:
             number=number,
             priority=old.priority,
             group=old.group,
-            tokens=old.tokens[: old.prompt_length],
+            tokens=old.tokens[: old.prompt_length + old.given],
             prompt_length=old.prompt_length,
+            given=old.given,
             images=old.images,
             params=params,
             # Without a seed of its own a greedy request is still reproducible: its second try is seeded by its prompt.
@@ -178,7 +198,7 @@ class ActiveRequest:
         )
         self.sequence.cached_tokens = old.cached_tokens
         self.sequence.admissions = 1
-        self._assembler = TextAssembler(self._tokenizer, self.request.params.stop)
+        self._assembler = self._assemble()
         self._logprobs = 0.0
         self._sampled = 0
         return self.sequence
@@ -194,9 +214,9 @@ class ActiveRequest:
             text=self._assembler.text,
             finish_reason=reason,
             token_ids=tuple(sequence.tokens[sequence.prompt_length :]),
-            prompt_tokens=sequence.prompt_length,
+            prompt_tokens=sequence.prompt_length + sequence.given,
             cached_tokens=sequence.cached_tokens,
-            completion_tokens=sequence.generated,
+            completion_tokens=sequence.generated - sequence.given,
             tiles=sum(image.count for image in sequence.images),
             mean_logprob=self._logprobs / self._sampled if self._sampled else None,
             media_hash=self.request.media_hash,

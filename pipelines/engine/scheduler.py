@@ -77,7 +77,7 @@ class Scheduler:
                 self.pool.forget(sequence.pages)
                 self._scrub += self.pool.alone(sequence.pages)
             self._withdraw(sequence)
-        self.waiting.charge(sequence.group, sequence.generated)
+        self.waiting.charge(sequence.group, sequence.generated - sequence.given)
         self.waiting.leave(sequence.group)
 
     def preempt(self, sequence: Sequence) -> None:

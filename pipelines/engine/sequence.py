@@ -31,7 +31,8 @@ class Sequence:
 
     `tokens` holds the prompt and the generated tokens that the host knows; `pending` counts tokens that are sampled on
     the device but not read yet. `computed` tokens have their keys and values in `pages` (or a launched step puts them
-    there). `limit` is the largest number of generated tokens.
+    there). `limit` is the largest number of generated tokens. The first `given` of them were not generated here but
+    came with the request, which goes on with an answer: they are computed like those of a sequence that was sent back.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Sequence:
     seed: int
     limit: int
     salt: bytes
+    given: int = 0
     pending: int = 0
     computed: int = 0
     pages: list[int] = field(default_factory=list)
@@ -69,7 +71,7 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        """Generated tokens that the host knows."""
+        """Generated tokens that the host knows, the given ones included."""
         return len(self.tokens) - self.prompt_length
 
     def page_hashes(self, page_size: int) -> list[bytes]:

@@ -87,6 +87,17 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswerPrefix:
+    """The beginning of an answer that was cut off: its text, and its tokens where the engine told them.
+
+    The tokens decide where there are any: text may be spelt by other tokens than those that were generated.
+    """
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineRequest:
     """One question, over the same media as its history.
 
@@ -94,6 +105,10 @@ class EngineRequest:
     has pixels and no placeholder, one is prepended to the first turn (the original's rule). `system`: None is the
     model's own system message. `group` keys fairness (the job). `media_hash` is copied to the completion unread: it
     binds the answer to the medium. `token_salt` keeps prefix sharing inside one tenant.
+
+    `prefix`: an answer to go on with, `max_new_tokens` further. The completion then holds the whole answer, as if it
+    had never been cut; its counts and its log-probability are those of the new tokens, and only new text is streamed.
+    An engine whose `EngineInfo.continues` is False refuses it (`BadRequest`).
     """
 
     request_id: str
@@ -106,11 +121,16 @@ class EngineRequest:
     group: str = ""
     media_hash: str = ""
     token_salt: str = ""
+    prefix: AnswerPrefix | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """An answer. Times in seconds. `mean_logprob` is over the generated tokens, None where the engine cannot tell."""
+    """An answer. Times in seconds.
+
+    `mean_logprob`: of the chosen tokens, the final end-of-turn token included, under the model's own distribution
+    (before penalty and temperature); None where the engine cannot tell.
+    """
 
     request_id: str
     text: str
@@ -145,6 +165,8 @@ class EngineInfo:
     dtype: str
     attention: str
     trained: bool = True
+    continues: bool = True
+    """Whether it can go on with an answer that was cut off (`EngineRequest.prefix`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

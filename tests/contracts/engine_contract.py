@@ -12,6 +12,7 @@ import pytest
 from pipelines.engine.errors import BadRequest, EmptyPrompt, EngineStopped, RequestCancelled
 from pipelines.engine.types import (
     Accepts,
+    AnswerPrefix,
     Engine,
     EngineRequest,
     FinishReason,
@@ -93,6 +94,23 @@ class EngineContract:
         completion = engine.submit(self.ask(5, params=GenerationParams(max_new_tokens=2))).future.result(_SECONDS)
         assert completion.finish_reason is FinishReason.LENGTH
         assert completion.completion_tokens <= 2
+
+    @pytest.mark.parametrize("cut", [1, 3, 5])
+    def test_an_answer_that_was_cut_goes_on_as_if_it_had_not_been(self, engine: Engine, media: Media, cut: int) -> None:
+        limit = 9
+        asked = [self.ask(13, media(2), params=GenerationParams(max_new_tokens=size)) for size in (limit, cut)]
+        whole, first = (engine.submit(request).future.result(_SECONDS) for request in asked)
+        assert first.finish_reason is FinishReason.LENGTH
+        prefix = AnswerPrefix(text=first.text, token_ids=first.token_ids)
+        rest = GenerationParams(max_new_tokens=limit - first.completion_tokens)
+        handle = engine.submit(self.ask(13, media(2), params=rest, prefix=prefix))
+        pieces = list(handle.stream())
+        joined = handle.future.result(_SECONDS)
+        assert (joined.text, joined.token_ids) == (whole.text, whole.token_ids)
+        assert joined.finish_reason is whole.finish_reason
+        assert first.completion_tokens + joined.completion_tokens == whole.completion_tokens
+        assert whole.text.endswith("".join(pieces))
+        assert joined.prompt_tokens >= whole.prompt_tokens
 
     def test_priorities_and_groups_are_taken(self, engine: Engine) -> None:
         handles = [engine.submit(self.ask(n, priority=each, group=f"g{n}")) for n, each in enumerate(Priority)]

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from pipelines.engine.types import (
+    AnswerPrefix,
     EncodedImage,
     EncodedImages,
     Engine,
@@ -87,11 +88,17 @@ def to_request(body: dict[str, Any]) -> EngineRequest:
         else:
             turns.append((question, text))
     greedy = body["temperature"] == 0
+    prefix = None
+    if body["messages"][-1]["role"] == "assistant":
+        assert body["continue_final_message"] is True
+        assert body["add_generation_prompt"] is False
+        prefix = AnswerPrefix(text=turns.pop()[1])
     return EngineRequest(
         request_id="remote",
         question=question,
         history=tuple(turns),
         system=system,
+        prefix=prefix,
         media=EncodedImages(images=tuple(images), video=video) if images else None,
         # What the fake answers must depend on the media: their bytes stand for the hash.
         media_hash="+".join(image.digest for image in images),

@@ -107,7 +107,7 @@ class TestRemoteEngine(EngineContract):
     def engine(cls) -> Iterator[Engine]:
         behind = FakeEngine(FakeOptions(accepts=Accepts.IMAGES))
         with serve(behind) as server:
-            engine = RemoteEngine(RemoteOptions(url=server.url, slots=8))
+            engine = RemoteEngine(RemoteOptions(url=server.url, slots=8, continues=True))
             yield engine
             engine.close()
         behind.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,15 @@ from pipelines.engine.fake import FakeEngine, FakeOptions, fake_answer
 from pipelines.engine.prompt import video_prefix
 from pipelines.engine.remote import RemoteEngine, RemoteOptions
 from pipelines.engine.remote_wire import Answer, build_body, read_answer
-from pipelines.engine.types import Accepts, EncodedImage, EncodedImages, EngineRequest, FinishReason, GenerationParams
+from pipelines.engine.types import (
+    Accepts,
+    AnswerPrefix,
+    EncodedImage,
+    EncodedImages,
+    EngineRequest,
+    FinishReason,
+    GenerationParams,
+)
 from pipelines.jobs.errors import RetryClass
 from tests.contracts.openai_server import OpenAIServer, serve, to_request
 
@@ -236,3 +245,20 @@ def test_what_is_no_event_is_a_failure_of_the_server(data: str) -> None:
 def test_an_unknown_end_is_refused() -> None:
     with pytest.raises(RemoteRefused):
         list(read_answer(['data: {"choices":[{"finish_reason":"content_filter"}]}'], Answer()))
+
+
+def test_a_server_that_is_not_said_to_continue_is_not_asked_to(engine: RemoteEngine, server: OpenAIServer) -> None:
+    assert not engine.info.continues
+    with pytest.raises(BadRequest):
+        engine.submit(replace(ASK, prefix=AnswerPrefix(text="so far")))
+    assert server.bodies == []
+
+
+def test_a_retry_of_a_continuation_keeps_what_it_goes_on_with(server: OpenAIServer) -> None:
+    engine = RemoteEngine(RemoteOptions(url=server.url, continues=True))
+    whole = engine.submit(ASK).future.result(20)
+    server.faults.append((503, {}))
+    prefix = AnswerPrefix(text=" ".join(whole.text.split()[:2]))
+    joined = engine.submit(replace(ASK, prefix=prefix)).future.result(20)
+    engine.close()
+    assert joined.text == whole.text
