@@ -56,7 +56,7 @@ class FakeOptions:
     context_length: int = 32768
     continues: bool = True
     answer: Callable[[EngineRequest], str] = fake_answer
-    mean_logprob: Callable[[EngineRequest], float | None] = lambda _: -0.5
+    mean_logprob: Callable[[EngineRequest], float | None] = lambda _: -0.1
 
 
 class FakeEngine:

@@ -14,6 +14,8 @@ EVERY = 16
 LEAST = 96
 REPEATS = 8
 LONGEST = 64
+REPEATED = 4
+SHORTEST = 24
 
 
 def repeating(tokens: Sequence[int]) -> int:
@@ -28,3 +30,19 @@ def repeating(tokens: Sequence[int]) -> int:
         if tokens[-1] == tokens[-1 - period] and tokens[size - span + period :] == tokens[size - span : size - period]:
             return period
     return 0
+
+
+def without_repetition(text: str) -> str:
+    """Cut what the end of `text` repeats down to its first occurrence; text that does not repeat itself stays.
+
+    The shortest period is taken: the end must hold it `REPEATED` times and be `SHORTEST` characters long at least. The
+    last one may be cut short, as an answer is where it was stopped.
+    """
+    size = len(text)
+    for period in range(1, size // REPEATED + 1):
+        start = size - period
+        while start > 0 and text[start - 1] == text[start - 1 + period]:
+            start -= 1
+        if size - start >= max(SHORTEST, period * REPEATED):
+            return text[: start + period].rstrip()
+    return text

@@ -111,7 +111,7 @@ def _all_jpeg(images: list[EncodedImage]) -> bool:
 
 @dataclass(kw_only=True)
 class Answer:
-    """What has arrived of an answer, behind the text that it goes on with. `first`: when text first came (monotonic)."""
+    """What has arrived of an answer, behind the text that it goes on with. `first`: when text came (monotonic)."""
 
     text: str = ""
     finish_reason: FinishReason | None = None

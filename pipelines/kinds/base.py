@@ -35,10 +35,15 @@ class MediaClass(enum.StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class MediumView:
-    """One medium as the model will see it: an image or page (`images` is 1), or a video (`images` sampled frames)."""
+    """One medium as the model will see it: an image or page (`images` is 1), or a video (`images` sampled frames).
+
+    `blank`: nothing on it could be text. `grid`: columns and rows of an image's tiles, where it was cut into tiles.
+    """
 
     media_class: MediaClass
     images: int = 1
+    blank: bool = False
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +71,20 @@ class Dialogue:
     conversation: bool = False
     history: tuple[tuple[str, str], ...] = ()
     system: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How far INFER goes beyond one answer a question. The default: no further.
+
+    `continuations`: how many times an answer that hit its length is gone on with. `doubt`: the mean log-probability a
+    token below which an answer is flagged `low_confidence`. `turn`: a page whose answer is doubtful or degenerate is
+    asked about again lying on each other side, and the best answer stands.
+    """
+
+    continuations: int = 0
+    doubt: float | None = None
+    turn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +184,16 @@ class Kind(ABC, Generic[P]):
     @abstractmethod
     def dialogue(self, parameters: P, media: tuple[MediumView, ...]) -> Dialogue:
         """What the model is asked about these media."""
+
+    def effort(self, parameters: P) -> Effort:
+        """How far to go for a good answer."""
+        del parameters
+        return Effort()
+
+    def blank(self, parameters: P) -> Output | None:
+        """What an item is answered with, unasked, where all its media are blank; None: the model is asked."""
+        del parameters
+        return None
 
     @abstractmethod
     def parse(self, parameters: P, answers: tuple[Completion, ...]) -> Output:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipelines.jobs.errors import InvalidParameter, MediaNotFound, MediaTooLarge, UnsupportedMedia
 from pipelines.media import images, pages
+from pipelines.media.blank import is_blank
 from pipelines.media.frames import frame_indices, open_video, segments_at
 from pipelines.media.limits import MediaLimits
 from pipelines.media.options import Output, PrepareOptions
@@ -77,7 +78,7 @@ def prepare_page(session: Session, request: dict[str, Any]) -> Answer:
     data = path.read_bytes()
     picture = images.open_image(data, session.limits, keep_grey=grey)
     if options.output is Output.IMAGES and _can_pass(data, kind):
-        return pack_to_wire(_encoded([(kind.value, data)], {"type": kind}))
+        return pack_to_wire(_encoded([(kind.value, data)], {"type": kind, **_about(picture)}))
     return pack_to_wire(pack_picture(picture, options, {"type": kind}))
 
 
@@ -122,11 +123,20 @@ def prepare_video(session: Session, request: dict[str, Any]) -> Answer:
 
 def pack_picture(picture: Image.Image, options: PrepareOptions, meta: dict[str, str]) -> Pack:
     """A decoded picture as the pack that the engine eats."""
-    meta = {**meta, "width": str(picture.width), "height": str(picture.height)}
+    meta = {**meta, **_about(picture)}
     if options.output is Output.IMAGES:
         return _encoded([("image/png", _encode_picture(picture, "PNG"))], meta)
+    columns, rows = images.target_grid(*picture.size, max_tiles=options.max_tiles, tile=options.tile)
     tiles = images.cut_tiles(picture, max_tiles=options.max_tiles, tile=options.tile, thumbnail=options.thumbnail)
-    return TilePack.of(tiles, (len(tiles),), meta)
+    return TilePack.of(tiles, (len(tiles),), {**meta, "grid": f"{columns}x{rows}"})
+
+
+def _about(picture: Image.Image) -> dict[str, str]:
+    return {
+        "width": str(picture.width),
+        "height": str(picture.height),
+        "blank": "yes" if is_blank(picture) else "no",
+    }
 
 
 def _can_pass(data: bytes, kind: MediaType) -> bool:

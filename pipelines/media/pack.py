@@ -22,8 +22,10 @@ from safetensors.numpy import save as safetensors_save
 
 from pipelines.jobs.errors import PackDamaged
 
-PREPROCESSING_VERSION = "1"
-"""Raise it with every change of pixels: it is part of each pack's name, so old packs are never taken for new ones."""
+PREPROCESSING_VERSION = "2"
+"""Raise it with every change of pixels or of what a pack says of them: it is part of each pack's name, so old packs are
+never taken for new ones. 2: whether a picture is blank, and its grid of tiles.
+"""
 
 MAX_PACK_BYTES = 4 * 1024**3
 _LEVEL = 1  # tiles are noisy: higher levels cost much and save little

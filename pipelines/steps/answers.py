@@ -94,6 +94,7 @@ def key_of(
         "weights": info.weights_hash,
         "dtype": info.dtype,
         "attention": info.attention,
+        "continues": info.continues,
         "preprocessing": preprocessing_version,
         "scope": scope,
         "kind": spec.kind,

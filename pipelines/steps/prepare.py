@@ -156,14 +156,13 @@ class DocumentPreparation:
         paged = {item.page: item for item in items if item.page is not None}
         if paged:
             options = self._options(MediaClass.DOCUMENT)
-            views = (MediumView(media_class=MediaClass.DOCUMENT),)
             try:
                 for outcome in self._tools.decoder.prepare_pages(self._files[0].path, list(paged), options):
                     item = paged.pop(outcome.page)
                     if outcome.pack is None:
                         yield item, outcome.error or RuntimeError("the decoder gave neither a pack nor an error")
                     else:
-                        yield item, with_views(outcome.pack, views)
+                        yield item, with_views(outcome.pack, (view_of(outcome.pack, MediaClass.DOCUMENT),))
             except Exception as error:  # noqa: BLE001 - handed on: the caller makes an outcome of it
                 for item in paged.values():
                     yield item, error
@@ -198,7 +197,7 @@ class DocumentPreparation:
                 pack = self._tools.decoder.prepare_video(file.path, options)
             else:
                 pack = self._tools.decoder.prepare_image(file.path, options)
-            parts.append((pack, MediumView(media_class=media_class, images=images_in(pack))))
+            parts.append((pack, view_of(pack, media_class)))
         return combine(parts, self._tools.output)
 
 
@@ -232,6 +231,17 @@ def images_in(pack: Pack) -> int:
     return len(pack.counts) if isinstance(pack, TilePack) else len(pack.images)
 
 
+def view_of(pack: Pack, media_class: MediaClass) -> MediumView:
+    """What the decoder told of a medium."""
+    columns, _, rows = pack.meta.get("grid", "").partition("x")
+    return MediumView(
+        media_class=media_class,
+        images=images_in(pack),
+        blank=pack.meta.get("blank") == "yes",
+        grid=(int(columns), int(rows)) if rows else None,
+    )
+
+
 def combine(parts: Sequence[tuple[Pack, MediumView]], output: Output) -> Pack:
     """One pack of several media, in order; without any medium, an empty pack (a text-only item)."""
     views = tuple(view for _, view in parts)
@@ -254,14 +264,22 @@ def combine(parts: Sequence[tuple[Pack, MediumView]], output: Output) -> Pack:
 
 def with_views(pack: Pack, views: Sequence[MediumView]) -> Pack:
     """The pack, saying what each medium in it is."""
-    about = json.dumps([{"class": str(view.media_class), "images": view.images} for view in views])
-    return replace(pack, meta={**pack.meta, "views": about})
+    about = [
+        {"class": str(view.media_class), "images": view.images, "blank": view.blank, "grid": view.grid}
+        for view in views
+    ]
+    return replace(pack, meta={**pack.meta, "views": json.dumps(about)})
 
 
 def views_of(meta: Mapping[str, str]) -> tuple[MediumView, ...]:
     """The inverse of `with_views`."""
     return tuple(
-        MediumView(media_class=MediaClass(view["class"]), images=int(view["images"]))
+        MediumView(
+            media_class=MediaClass(view["class"]),
+            images=int(view["images"]),
+            blank=view.get("blank", False),
+            grid=tuple(grid) if (grid := view.get("grid")) else None,
+        )
         for view in json.loads(meta["views"])
     )
 

@@ -24,6 +24,7 @@ DECODER_POISON = {"segfault": "decoder_crashed", "hang": "decode_timed_out", "me
 ENGINE_POISON = {"memory": "worker_out_of_memory", "exit": "internal_error"}
 KILLER, LOST = "segfault", "worker_lost"
 _ANSWER = {"generation": {"max_new_tokens": 12}}  # the deterministic answer has six words
+_READ = {**_ANSWER, "skip_blank": False}  # pictures of one colour bear no text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +114,13 @@ def expected_media_hash(colour: tuple[int, int, int], tile: int) -> str:
 
 def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
     if shape == 0:
-        return "ocr", _ANSWER, {"type": "prefix", "url": url}
+        return "ocr", _READ, {"type": "prefix", "url": url}
     entries: list[dict[str, Any]] = [{"url": url + name, "id": name} for name in wanted]
     if shape == 1:
         for entry in entries:
             entry["overrides"] = {"prompt": wanted[entry["id"]].prompt}
         inline = "\n".join(json.dumps(entry) for entry in entries)
-        return "ocr", _ANSWER, {"type": "manifest", "format": "jsonl", "inline": inline}
+        return "ocr", _READ, {"type": "manifest", "format": "jsonl", "inline": inline}
     return "caption", _ANSWER, {"type": "media", "media": entries}
 
 

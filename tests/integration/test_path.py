@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from pydantic import SecretStr
 from sqlalchemy import text
 
@@ -106,13 +106,20 @@ def world(
     built.close()
 
 
+def marked(colour: str, size: tuple[int, int] = (448, 448)) -> Image.Image:
+    """A picture that is not blank."""
+    image = Image.new("RGB", size, colour)
+    ImageDraw.Draw(image).line((100, 100, 200, 200), fill="grey", width=8)
+    return image
+
+
 def picture(path: Path, colour: str, size: tuple[int, int] = (448, 448)) -> Path:
-    Image.new("RGB", size, colour).save(path)
+    marked(colour, size).save(path)
     return path
 
 
 def document(path: Path, colours: list[str]) -> Path:
-    first, *rest = [Image.new("RGB", (448, 448), colour) for colour in colours]
+    first, *rest = [marked(colour) for colour in colours]
     first.save(path, save_all=True, append_images=rest)
     return path
 
@@ -216,9 +223,10 @@ def test_repeated_and_late_messages_change_nothing(world: World, tmp_path: Path)
 def test_a_manifest_line_that_is_wrong_fails_alone_and_overrides_apply(world: World, tmp_path: Path) -> None:
     world.put("in/a.png", picture(tmp_path / "a.png", "red"))
     url = f"s3://{world.bucket}/in/a.png"
+    one = '{"max_new_tokens": 1}'
     inline = "\n".join(
         [
-            f'{{"url": "{url}", "id": "one", "overrides": {{"generation": {{"max_new_tokens": 1}}}}}}',
+            f'{{"url": "{url}", "id": "one", "overrides": {{"max_continuations": 0, "generation": {one}}}}}',
             "not json",
             f'{{"url": "{url}", "id": "three", "overrides": {{"max_tiles": 99}}}}',
             f'{{"url": "{url}", "id": "four"}}',
