@@ -17,7 +17,8 @@ from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.services import Services, transact
 from api.watch import JobWatch
-from pipelines.blobs.connect import blob_store
+from pipelines.blobs.connect import blob_store, s3_options
+from pipelines.blobs.s3 import S3ObjectReader
 from pipelines.control import query
 from pipelines.control.query import JobView
 from pipelines.settings import Settings
@@ -60,6 +61,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                 settings=settings,
                 database=database,
                 blobs=blob_store(settings),
+                objects=S3ObjectReader(s3_options(settings)),
                 publisher=publisher,
                 redis=redis,
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),

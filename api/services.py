@@ -18,7 +18,7 @@ from api.auth import Authenticator
 from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.watch import JobWatch
-from pipelines.blobs.base import BlobStore
+from pipelines.blobs.base import BlobStore, ObjectReader
 from pipelines.control.exports.target import ExportRules
 from pipelines.control.messages import PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
@@ -40,6 +40,7 @@ class Services:
     settings: Settings
     database: Database
     blobs: BlobStore
+    objects: ObjectReader
     publisher: Publisher
     redis: Redis
     auth: Authenticator

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
@@ -18,7 +16,7 @@ from pipelines.blobs.s3 import S3BlobStore, S3ObjectReader
 from pipelines.control.exports.run import ExportTools
 from pipelines.control.exports.target import REFUSED, ExportRules
 from pipelines.engine.types import Engine
-from pipelines.jobs.errors import ConfigurationError, MediaNotFound
+from pipelines.jobs.errors import ConfigurationError
 from pipelines.jobs.models import JobSpec
 from pipelines.media.cache import DiskCache
 from pipelines.media.images import TILE
@@ -29,16 +27,16 @@ from pipelines.media.pack import PREPROCESSING_VERSION
 from pipelines.media.sources import Fetcher
 from pipelines.media.ssrf import guarded_client
 from pipelines.settings import Settings
-from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.access import AccessRules
 from pipelines.steps.answers import Answers
 from pipelines.steps.infer import InferTools
 from pipelines.steps.inline import keep_inline
 from pipelines.steps.paginate import PaginateTools
 from pipelines.steps.plan import PlanTools
+from pipelines.steps.plan_tools import manifests_of, uploads_of
 from pipelines.steps.prepare import PrepareTools
 from pipelines.steps.shelf import Loader, Shelf
-from pipelines.steps.sources import SourceOpener, StoredUpload
-from pipelines.store import files
+from pipelines.steps.sources import SourceOpener
 from pipelines.store.session import Database
 from workers.cpu_runtime import CpuRuntime, CpuRuntimeOptions
 from workers.gpu_runtime import GpuRuntime, GpuRuntimeOptions
@@ -94,30 +92,11 @@ def cpu_runtime(
     limits = media_limits(settings)
     objects = S3ObjectReader(s3_options(settings))
 
-    def find_upload(spec: JobSpec, address: UploadAddress) -> StoredUpload | None:
-        with database.begin() as conn:
-            return files.get(conn, spec.tenant_id, address.file_id)
+    find_upload = uploads_of(database)
 
     def rules(spec: JobSpec) -> AccessRules:
         buckets = settings.allowed_buckets if spec.allowed_buckets is None else spec.allowed_buckets
         return AccessRules(buckets=buckets, https=settings.https_sources)
-
-    @contextmanager
-    def open_manifest(spec: JobSpec, source: Mapping[str, Any]) -> Iterator[Iterable[bytes]]:
-        if "inline" in source:
-            yield [str(source["inline"]).encode()]
-            return
-        address = parse_url(str(source.get("url") or f"upload:{source['file_id']}"))
-        allow(address, rules(spec))
-        if isinstance(address, UploadAddress):
-            upload = find_upload(spec, address)
-            if upload is None:
-                raise MediaNotFound("the manifest's file is gone; upload it again")
-            yield blobs.stream(upload.blob_key)
-        elif isinstance(address, S3Address):
-            yield objects.read(address.bucket, address.key)
-        else:
-            raise ConfigurationError("a manifest must lie in S3 or be uploaded")
 
     opener = SourceOpener(
         fetcher=Fetcher(
@@ -141,7 +120,7 @@ def cpu_runtime(
         database=database,
         plan_tools=PlanTools(
             objects=objects,
-            open_manifest=open_manifest,
+            open_manifest=manifests_of(blobs, objects, find_upload, rules),
             find_upload=find_upload,
             rules=rules,
             max_items=settings.max_planned_items,

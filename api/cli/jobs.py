@@ -73,6 +73,7 @@ def submit(
         datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="Items that have not run by then fail.")
     ] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submit once, however often this is repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate; run and store nothing.")] = False,
     wait: Wait = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -81,10 +82,19 @@ def submit(
     with client_of(context) as client:
 
         def upload(path: Path) -> str:
+            if dry_run:
+                raise typer.BadParameter(f"a dry run stores nothing, so {path} is not uploaded; name what is there")
             with Transfer(output.messages, f"uploading {path}") as transfer:
                 return client.files.upload(path, on_progress=transfer.update).id
 
         source = source_of(sources or [], manifest=manifest, upload=upload)
+        if dry_run:
+            estimate = client.estimate(kind, source=source, parameters=_pairs(param, "--param"))
+            if as_json:
+                output.write_json(estimate)
+            else:
+                output.write_text(output.estimate_summary(estimate))
+            return
         job = client.submit(
             kind,
             source=source,

@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from api.client import Job
+from api.client import Estimate, Job
+from api.client.estimating import Range
 
 data = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -103,3 +104,27 @@ def duration(seconds: float) -> str:
     if seconds < 5_400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3_600:.1f} h"
+
+
+def estimate_summary(estimate: Estimate) -> str:
+    """A dry run over several lines."""
+    part = "" if estimate.complete else " (of the part that was listed)"
+    basis = estimate.basis
+    lately = {"tenant": "your own results", "installation": "everybody's results", "limits": "the parameters alone"}
+    time = "unknown" if estimate.seconds is None else duration(estimate.seconds)
+    lines = [
+        f"documents {estimate.documents}{part}, {estimate.documents_to_page} of them with pages to count",
+        f"left out  {estimate.unusable} unusable, {estimate.skipped} not read by {estimate.kind}",
+        f"items     {_ranged(estimate.items)}",
+        f"tiles     {_ranged(estimate.tiles)}",
+        f"tokens    {_ranged(estimate.prompt_tokens)} in, {_ranged(estimate.completion_tokens)} out",
+        f"time      {time} on {basis['engines']} engines",
+        f"basis     {lately[basis['of']]} ({basis['results']})",
+    ]
+    if estimate.cost:
+        lines.append(f"cost      {estimate.cost:g}")
+    return "\n".join(lines)
+
+
+def _ranged(value: Range) -> str:
+    return f"about {value.expected}" + ("" if value.most is None else f", at most {value.most}")

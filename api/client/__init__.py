@@ -21,6 +21,7 @@ from .errors import (
     ServerError,
     WaitTimeout,
 )
+from .estimating import Estimate
 from .models import Export, Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
 from .retry import RetryPolicy
 
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "ConnectionFailed",
+    "Estimate",
     "Export",
     "Failure",
     "File",

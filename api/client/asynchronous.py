@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 import httpx2
 
-from . import exporting, file_operations, following, operations, saving
+from . import estimating, exporting, file_operations, following, operations, saving
 from .binding import async_iterating, awaiting
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -73,6 +73,7 @@ class AsyncClient:
         self.exports = AsyncExports(self)
 
     submit = awaiting(operations.submit)
+    estimate = awaiting(estimating.estimate)
     job = awaiting(operations.job)
     jobs = async_iterating(operations.jobs)
     wait = awaiting(following.wait)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx2
 
-from . import exporting, file_operations, following, operations, saving
+from . import estimating, exporting, file_operations, following, operations, saving
 from .binding import blocking, iterating
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -76,6 +76,7 @@ class Client:
         self.exports = Exports(self)
 
     submit = blocking(operations.submit)
+    estimate = blocking(estimating.estimate)
     job = blocking(operations.job)
     jobs = iterating(operations.jobs)
     wait = blocking(following.wait)

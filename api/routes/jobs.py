@@ -16,11 +16,13 @@ from sqlalchemy import Connection
 from api import views
 from api.dependencies import JobsRead, JobsWrite, Limit, ServicesDep
 from api.documentation import PROBLEMS, problems
+from api.estimates import estimated
 from api.idempotency import IdempotencyKey, Stored, once
 from api.ids import file_uuid
 from api.jsonbody import StrictRoute
 from api.schemas import jobs as schema
 from api.schemas.base import Moment, Page
+from api.schemas.estimates import Estimate
 from api.services import Services
 from pipelines.control import cancel as cancelling
 from pipelines.control import query, redrive
@@ -43,7 +45,10 @@ _METADATA_QUERY = re.compile(r"\Ametadata\[([^\]]{1,200})\]\Z")
     operation_id="submitJob",
     status_code=202,
     response_model=schema.Job,
-    responses=problems(404, 409, 413),
+    responses={
+        200: {"model": Estimate, "description": "with `dry_run`: what the job would be; nothing was stored"},
+        **problems(404, 409, 413),
+    },
     summary="Submit a job",
 )
 async def submit_job(
@@ -52,6 +57,8 @@ async def submit_job(
     """Checks, commits and answers; the work begins a moment later. Repeat with the same `Idempotency-Key` at will."""
     del key  # declared for OpenAPI; read with the request
     submission = submission_of(body)
+    if body.dry_run:
+        return JSONResponse((await estimated(services, caller, submission)).model_dump(mode="json"))
 
     def work(conn: Connection) -> Stored:
         job_id = submit(conn, caller.tenant, submission, services.submit_rules)

@@ -91,6 +91,7 @@ class JobRequest(Request):
     priority: Priority = "normal"
     metadata: Metadata = Field(default_factory=dict)
     deadline_at: Moment | None = Field(None, description="items that have not run by then fail")
+    dry_run: bool = Field(default=False, description="count and estimate, run and store nothing; answered with 200")
     export: ExportRequest | None = Field(None, description="write the results to objects when the job ends, in any way")
 
 

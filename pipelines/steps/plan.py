@@ -247,7 +247,7 @@ class _Planner:
 
     def _readable(self, key: str) -> bool:
         """False for names that this kind certainly does not read; a name that tells nothing is worth a look."""
-        found = _class_of(key)
+        found = class_of_name(key)
         return found in self._kind.media if isinstance(found, MediaClass) else found is None
 
     def _document(
@@ -260,7 +260,7 @@ class _Planner:
         shown: str | None = None,
     ) -> PlannedDocument:
         items: Single | NeedsPaging | FailedAtPlan = Single()
-        found = _class_of(name)
+        found = class_of_name(name)
         if not self._kind.many_media:
             if isinstance(found, MediaClass) and found not in self._kind.media:
                 kinds = ", ".join(sorted(self._kind.media))
@@ -273,7 +273,7 @@ class _Planner:
         )
 
 
-def _class_of(name: str) -> MediaClass | str | None:
+def class_of_name(name: str) -> MediaClass | str | None:
     """What a name promises: a media class, another known ending (`"other"`), or nothing."""
     path = urlsplit(name).path if "://" in name else name
     suffix = PurePosixPath(path).suffix.lower().removeprefix(".")

@@ -69,12 +69,7 @@ def submit(
     Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge`,
     `QuotaExceeded` or `ExportForbidden`, each naming the field in `param`.
     """
-    kind = registry.get(submission.kind)
-    parameters = kind.validate(submission.parameters)
-    if submission.deadline_at is not None and submission.deadline_at <= datetime.now(UTC):
-        raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
-    count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
-    _check_quota(conn, tenant, count)
+    kind, parameters = check(conn, tenant, submission, rules)
     job_id = job_id or uuid7()
     jobs.insert_job(
         conn,
@@ -93,6 +88,22 @@ def submit(
         with _at("export", keep=True):
             exporting.request(conn, tenant, job_id, submission.export, rules.exports)
     return job_id
+
+
+def check(
+    conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules
+) -> tuple[AnyKind, dict[str, Any]]:
+    """The kind, and the parameters completed with its defaults; raises what `submit` raises. Stores nothing."""
+    kind = registry.get(submission.kind)
+    parameters = kind.validate(submission.parameters)
+    if submission.deadline_at is not None and submission.deadline_at <= datetime.now(UTC):
+        raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
+    count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
+    _check_quota(conn, tenant, count)
+    if submission.export is not None:
+        with _at("export", keep=True):
+            exporting.check(tenant, submission.export, rules.exports)
+    return kind, parameters
 
 
 def _check_source(

@@ -22,15 +22,20 @@ def request(conn: Connection, tenant: Tenant, job_id: uuid.UUID, options: Export
 
     Raises `InvalidParameter`, `ExportForbidden`, `QuotaExceeded`, or `NotFound` where the tenant has no such job.
     """
-    options.check()
-    if options.url is not None:
-        target_of(options.url, tenant_buckets=tenant.export_buckets, rules=rules)
+    check(tenant, options, rules)
     if exports.count(conn, tenant.tenant_id, job_id) >= MOST:
         raise QuotaExceeded(f"the job has {MOST} exports already; use one of them")
     made = exports.insert(conn, tenant.tenant_id, job_id, options)
     if made is None:
         raise NotFound("there is no such job")
     return made
+
+
+def check(tenant: Tenant, options: ExportOptions, rules: ExportRules) -> None:
+    """Raise `InvalidParameter` or `ExportForbidden` where this tenant cannot have this export."""
+    options.check()
+    if options.url is not None:
+        target_of(options.url, tenant_buckets=tenant.export_buckets, rules=rules)
 
 
 def cancel(conn: Connection, tenant_id: uuid.UUID, job_id: uuid.UUID, export_id: uuid.UUID) -> Export:
