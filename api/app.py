@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in (jobs, items, results, exports, events, files, kinds, usage, chat, batches, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)
-    documentation.install(app)
+    documentation.install(app, chosen)
     app.add_middleware(BodyLimit, limit=body_limit(chosen))
     app.add_middleware(Observe, metrics=metrics)
     return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from api.schemas.base import Problem
 from pipelines.kinds import registry
 from pipelines.kinds.base import Example, MediaClass
 from pipelines.kinds.registry import AnyKind
+from pipelines.settings import Settings
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -38,6 +40,31 @@ _EXAMPLE_URLS: Mapping[MediaClass, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """What an operation makes, and which operations go on with it."""
+
+    status: str
+    at: str
+    parameter: str
+    followed_by: tuple[str, ...]
+
+
+_JOB = ("getJob", "getJobEvents", "listItems", "getResults", "cancelJob", "redriveJob")
+_MADE: Mapping[str, _Made] = {
+    "submitJob": _Made(status="202", at="/id", parameter="job_id", followed_by=_JOB),
+    "redriveJob": _Made(status="202", at="/id", parameter="job_id", followed_by=_JOB),
+    "uploadFile": _Made(
+        status="200", at="/id", parameter="file_id", followed_by=("getFile", "getFileContent", "deleteFile")
+    ),
+    "presignUpload": _Made(
+        status="201", at="/file/id", parameter="file_id", followed_by=("completeUpload", "getFile", "deleteFile")
+    ),
+    "createBatch": _Made(status="200", at="/id", parameter="batch_id", followed_by=("getBatch", "cancelBatch")),
+}
+"""Links of the document: what tools, and the generated sequences of the tests, follow."""
+
+
 def problems(*statuses: int) -> Responses:
     """Declared error answers."""
     return {
@@ -53,18 +80,18 @@ PROBLEMS = problems(400, 401, 403, 405, 422, 429, 500, 503)
 """What every route behind a key may answer."""
 
 
-def install(app: FastAPI) -> None:
-    """Give the application its OpenAPI document, in which each kind is a variant of the job request."""
+def install(app: FastAPI, settings: Settings) -> None:
+    """Give the application its OpenAPI document: each kind a variant of the job request, this installation's limits."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app)
+            app.openapi_schema = _document(app, settings)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
+def _document(app: FastAPI, settings: Settings) -> dict[str, Any]:
     schema = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
@@ -74,8 +101,10 @@ def _document(app: FastAPI) -> dict[str, Any]:
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(problem.pop("$defs", {}))
     schemas["Problem"] = problem
+    schemas["PresignRequest"]["properties"]["bytes"]["maximum"] = settings.max_upload_bytes
     _add_kinds(schema, schemas)
     _use_problems(schema)
+    _add_links(schema)
     return schema
 
 
@@ -91,6 +120,7 @@ def _add_kinds(schema: dict[str, Any], schemas: dict[str, Any]) -> None:
         required = ["kind", "source", *(["parameters"] if parameters.get("required") else [])]
         properties = {
             **generic["properties"],
+            "source": _sources_of(kind, generic["properties"]["source"], schemas),
             "kind": {"type": "string", "const": kind.name, "title": kind.title},
             "parameters": {"$ref": f"#/components/schemas/{kind.name}.Parameters"},
         }
@@ -106,6 +136,51 @@ def _add_kinds(schema: dict[str, Any], schemas: dict[str, Any]) -> None:
     }
     body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
     body["examples"] = examples
+
+
+def _add_links(schema: dict[str, Any]) -> None:
+    for path in schema["paths"].values():
+        for operation in path.values():
+            made = _MADE.get(operation["operationId"])
+            if made is not None:
+                parameters = {made.parameter: f"$response.body#{made.at}"}
+                operation["responses"][made.status]["links"] = {
+                    name: {"operationId": name, "parameters": parameters} for name in made.followed_by
+                }
+
+
+def _sources_of(kind: AnyKind, source: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """The sources that this kind takes, with this kind's parameters for a medium of its own."""
+    parameters = schemas[f"{kind.name}.Parameters"]
+    schemas[f"{kind.name}.Overrides"] = {
+        **{name: value for name, value in parameters.items() if name != "required"},
+        "title": f"{kind.name}.Overrides",
+        "description": f"Any of the parameters of `{kind.name}`, for one medium.",
+    }
+    entry = schemas["MediaEntry"]
+    overrides = {"anyOf": [{"$ref": f"#/components/schemas/{kind.name}.Overrides"}, {"type": "null"}]}
+    schemas[f"{kind.name}.MediaEntry"] = {
+        **entry,
+        "properties": {**entry["properties"], "parameters": overrides},
+        "title": f"{kind.name}.MediaEntry",
+    }
+    listed = schemas["MediaSource"]
+    media = {**listed["properties"]["media"], "items": {"$ref": f"#/components/schemas/{kind.name}.MediaEntry"}}
+    schemas[f"{kind.name}.MediaSource"] = {
+        **listed,
+        "properties": {**listed["properties"], "media": media},
+        "title": f"{kind.name}.MediaSource",
+    }
+    mapping = {
+        name: f"#/components/schemas/{kind.name}.MediaSource" if name == "media" else reference
+        for name, reference in source["discriminator"]["mapping"].items()
+        if name != "none" or MediaClass.NONE in kind.media
+    }
+    return {
+        **source,
+        "oneOf": [{"$ref": reference} for reference in mapping.values()],
+        "discriminator": {"propertyName": "type", "mapping": mapping},
+    }
 
 
 def example_request(kind: AnyKind, example: Example) -> dict[str, Any]:

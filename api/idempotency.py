@@ -25,7 +25,7 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         description="1 to 255 visible ASCII characters, quoted or bare; a repetition is answered as the first was",
-        json_schema_extra={"minLength": 1, "maxLength": 255},
+        json_schema_extra={"pattern": "^[!-~]{1,255}$"},
     ),
 ]
 

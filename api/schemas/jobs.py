@@ -6,7 +6,7 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from api.ids import FileId
 from api.schemas.base import Answer, Metadata, Moment, Request
@@ -17,13 +17,38 @@ from pipelines.jobs.states import ItemState, JobState
 PRIORITIES = {"interactive": JobPriority.INTERACTIVE, "normal": JobPriority.NORMAL, "bulk": JobPriority.BULK}
 Priority = Literal["interactive", "normal", "bulk"]
 
-Url = Annotated[str, Field(min_length=1, max_length=8_192)]
+# For the contract's readers: what refuses a URL (`steps.access`) says better what to change than a pattern could.
+_BUCKET = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/"
+_KEY = r"[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*"
+_FILE = "file-[0-9a-f]{32}"
+_ANY_MEDIUM = {"pattern": rf"^(?:{_BUCKET}{_KEY}|https://\S+|{_FILE})$"}
+_ANY_OBJECT = {"pattern": rf"^(?:{_BUCKET}{_KEY}|{_FILE})$"}
+_ANY_PREFIX = {"pattern": rf"^{_BUCKET}(?:{_KEY})?$"}
+
+MediaUrl = Annotated[str, Field(min_length=1, max_length=8_192, json_schema_extra=_ANY_MEDIUM)]
+ObjectUrl = Annotated[str, Field(min_length=1, max_length=8_192, json_schema_extra=_ANY_OBJECT)]
+PrefixUrl = Annotated[str, Field(min_length=1, max_length=8_192, json_schema_extra=_ANY_PREFIX)]
+
+
+def _one_of(*names: str) -> dict[str, Any]:
+    """A JSON schema in which one of these fields is given, and the others are not, or null."""
+    return {
+        "oneOf": [
+            {
+                "required": [name],
+                "properties": {other: {"type": "string" if other == name else "null"} for other in names},
+            }
+            for name in names
+        ]
+    }
 
 
 class MediaEntry(Request):
     """One medium: where it lies, what you call it, its own parameters."""
 
-    url: Url | None = Field(None, description="`s3://bucket/key`, or `https://…` where the installation allows it")
+    model_config = ConfigDict(json_schema_extra=_one_of("url", "file_id"))
+
+    url: MediaUrl | None = Field(None, description="`s3://bucket/key`, or `https://…` where the installation allows it")
     file_id: FileId | None = Field(None, description="an uploaded file, instead of `url`")
     id: str | None = Field(None, min_length=1, max_length=1_024, description="your name for it; shown with its result")
     parameters: dict[str, JsonValue] | None = Field(None, description="parameters for this medium alone")
@@ -47,14 +72,16 @@ class PrefixSource(Request):
     """All objects under a prefix (ending in `/`), or those that a glob matches."""
 
     type: Literal["prefix"]
-    url: Url = Field(examples=["s3://scans/2026/", "s3://media/clips/**/*.mp4"])
+    url: PrefixUrl = Field(examples=["s3://scans/2026/", "s3://media/clips/**/*.mp4"])
 
 
 class ManifestSource(Request):
     """A list of media as JSON Lines or CSV: an object, an uploaded file, or the text itself."""
 
+    model_config = ConfigDict(json_schema_extra=_one_of("url", "file_id", "inline"))
+
     type: Literal["manifest"]
-    url: Url | None = None
+    url: ObjectUrl | None = None
     file_id: FileId | None = None
     inline: str | None = Field(None, min_length=1)
     format: Literal["jsonl", "csv"]

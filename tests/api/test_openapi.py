@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from api.app import create_app
 from api.schemas.jobs import JobRequest
 from pipelines.kinds import registry
+from pipelines.kinds.base import MediaClass
 from pipelines.settings import Settings
 
 SNAPSHOT = Path(__file__).parents[1] / "data" / "openapi.json"
@@ -63,6 +64,29 @@ def test_every_kind_is_a_variant_with_examples_that_are_valid() -> None:
     for example in body["examples"].values():
         request = JobRequest.model_validate(example["value"])
         registry.get(request.kind).validate(request.parameters)
+
+
+def test_links_lead_from_what_is_made_to_what_goes_on_with_it() -> None:
+    known = {operation["operationId"]: (path, operation) for path, _, operation in operations()}
+    links = [
+        (name, link)
+        for _, operation in known.values()
+        for answer in operation["responses"].values()
+        for name, link in answer.get("links", {}).items()
+    ]
+    assert len(links) >= 15
+    for name, link in links:
+        path, operation = known[link["operationId"]]
+        assert name == link["operationId"]
+        assert set(link["parameters"]) <= {parameter["name"] for parameter in operation["parameters"]}, path
+
+
+def test_a_kind_without_need_of_media_alone_may_have_none() -> None:
+    schemas = document()["components"]["schemas"]
+    for kind in registry.all_kinds():
+        sources = schemas[f"JobRequest.{kind.name}"]["properties"]["source"]["discriminator"]["mapping"]
+        assert ("none" in sources) == (MediaClass.NONE in kind.media)
+        assert "required" not in schemas[f"{kind.name}.Overrides"]
 
 
 def test_references_lead_somewhere() -> None:
