@@ -14,9 +14,9 @@ from tests.api.conftest import Served, serving
 
 # All checks are on. What JSON Schema cannot say is said to the generator by `schemathesis_hooks`. Two bodies stay out
 # of one check. A job's: the coverage phase makes thousands, and not all of them have been seen to be accepted. A
-# chat's: which parts, roles and options go together depends on what its addresses hold (a video, or frames that were sampled
-# before), and on turns that are merged first. What is too large is refused by 413. Long polls take up to a minute on
-# purpose.
+# chat's: which parts, roles and options go together depends on what its addresses hold (a video, or frames that were
+# sampled before), and on turns that are merged first. What is too large is refused by 413. Long polls take up to a
+# minute on purpose.
 CONFIGURATION = """
 hooks = "tests.api.schemathesis_hooks"
 max-stream-events = 1
