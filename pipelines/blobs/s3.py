@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import botocore.exceptions
 from botocore.config import Config
+from botocore.handlers import add_expect_header
 
 from pipelines.blobs.base import CHUNK_BYTES, BlobStat, Data, Hashed, ObjectStat, check_key
 from pipelines.jobs.errors import (
@@ -70,6 +71,9 @@ class S3Options:
                 tcp_keepalive=True,
             ),
         )
+        # Without "Expect: 100-continue": botocore reads on for ever, at full speed, where a server breaks off behind
+        # the first line of its answer to that, and no time-out sees it.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
         return client
 
 

@@ -168,3 +168,10 @@ def test_a_broken_answer_is_an_outage(s3: S3Options, answer: bytes) -> None:
             b"".join(S3ObjectReader(options).read("bucket", "k"))
         with pytest.raises(BlobStoreUnavailable):
             S3BlobStore(options, bucket="bucket").get("k")
+
+
+@pytest.mark.timeout(30)  # what it guards against spins for ever
+def test_a_server_that_breaks_off_before_it_takes_the_body_is_an_outage(s3: S3Options) -> None:
+    for endpoint in answering(b"HTTP/1.1 100 Continue\r\n"):
+        with pytest.raises(BlobStoreUnavailable):
+            S3BlobStore(replace(s3, endpoint_url=endpoint), bucket="bucket").put("k", b"data")
