@@ -105,6 +105,11 @@ class Settings(BaseSettings):
     https_sources: bool = Field(default=False, description="accept https URLs as media")
     scratch_dir: Path = Field(Path("/tmp/batchsight"), description="decoder scratch and the fetch cache")  # noqa: S108 - a default; each deployment names its own
     fetch_cache_bytes: int = Field(20 * GiB, description="bound of the fetch cache on each machine")
+    scratch_reserve_bytes: int = Field(
+        256 * MiB,
+        ge=0,
+        description="free bytes of the scratch disk below which the fetch cache gives way, then nothing is claimed",
+    )
 
     # Limits (RELIABILITY: hostile input)
     max_image_bytes: int = Field(50 * MiB, description="one image or page")
@@ -137,6 +142,9 @@ class Settings(BaseSettings):
     )
     cpu_workers: int = Field(0, ge=0, description="processes of one cpu worker; 0: all cores")
     drain_seconds: float = Field(30, ge=0, description="grace at SIGTERM before running items are given back")
+    stuck_job_seconds: float = Field(
+        900, gt=0, description="claimable work without any progress for so long: the job is reported as stuck"
+    )
     retention_days: int = Field(30, ge=1, description="results, items and uploads are kept for so long")
 
     # The api

@@ -1,8 +1,8 @@
 """One child of a cpu worker: it plans, paginates, prepares and exports, one task at a time.
 
 plan(job)            claim → batches, each committed with its cursor
-paginate(job, docs)  claim → lease → count pages → items
-prepare(job, seqs)   claim → leases → fetch, decode, cut, store → complete, some items at a time
+paginate(job, docs)  room on the disk? → claim → lease → count pages → items
+prepare(job, seqs)   room on the disk? → claim → leases → fetch, decode, cut, store → complete, some items at a time
 export(export)       claim → lease → shards, each committed with its cursor → manifest
 """
 
@@ -30,6 +30,7 @@ from pipelines.steps.prepare_batch import prepare
 from pipelines.store import documents, export_leases, items, jobs
 from pipelines.store.session import Database
 from workers.leases import Key, LeaseKeeper
+from workers.scratch import ScratchGate
 
 _log = structlog.get_logger(__name__)
 
@@ -54,6 +55,7 @@ class CpuRuntime:
         paginate_tools: PaginateTools,
         prepare_tools: PrepareTools,
         export_tools: ExportTools,
+        scratch: ScratchGate,
         options: CpuRuntimeOptions,
         close_media: Callable[[], None],
     ) -> None:
@@ -63,6 +65,7 @@ class CpuRuntime:
         self._paginate_tools = paginate_tools
         self._prepare_tools = prepare_tools
         self._export_tools = export_tools
+        self._scratch = scratch
         self._options = options
         self.item_leases = LeaseKeeper(self._beat_items, interval=options.heartbeat_seconds)
         self.document_leases = LeaseKeeper(self._beat_documents, interval=options.heartbeat_seconds)
@@ -97,6 +100,8 @@ class CpuRuntime:
 
     def paginate(self, job_id: uuid.UUID, docs: Sequence[int]) -> None:
         """Turn documents into items, one a page."""
+        if not self._scratch.passes():
+            return  # published again after a while
         with self._database.begin() as conn:
             claimed = documents.claim_documents(
                 conn, job_id, docs, worker=self._options.worker, lease=self._options.lease_seconds
@@ -126,6 +131,10 @@ class CpuRuntime:
 
     def prepare(self, job_id: uuid.UUID, seqs: Sequence[int]) -> None:
         """Fetch, decode and cut items of one job; each is written as soon as it has its outcome."""
+        if not self._scratch.passes():
+            with self._database.begin() as conn:
+                items.forget_hints(conn, [(job_id, seq) for seq in seqs])
+            return
         with self._database.begin() as conn:
             claimed = items.claim_prepare(
                 conn, job_id, seqs, worker=self._options.worker, lease=self._options.lease_seconds

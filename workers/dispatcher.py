@@ -1,8 +1,8 @@
 """`python -m workers.dispatcher`: one leader moves work, a standby waits beside it.
 
-Five threads, each a loop over short transactions: leadership (renew or try), wake-ups (LISTEN), dispatch, upkeep
-(sweeps, snapshots, endings), retention. Only the leader works; every write checks its epoch. SIGTERM ends the loops,
-gives the lead back, and exits 0.
+Six threads, each a loop over short transactions: leadership (renew or try), wake-ups (LISTEN), dispatch, upkeep
+(sweeps, snapshots, endings), retention, watch (what alarms are raised on). Only the leader works; every write checks
+its epoch. SIGTERM ends the loops, gives the lead back, and exits 0.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pipelines.store.session import Database
 from pipelines.store.values import DISPATCH_CHANNEL, Wake
 from workers.health import HealthServer
 from workers.publish import Publisher
+from workers.watch import Watch
 
 _log = structlog.get_logger(__name__)
 
@@ -49,6 +50,7 @@ IDLE = 1.0
 """Until the next look of a dispatcher that nobody wakes: retries become due."""
 SNAPSHOT = 1.0
 RETENTION = 600.0
+WATCH = 10.0
 _PAUSE = 0.5  # after a failure
 _STANDBY = 0.2  # between looks of a standby whether it leads by now
 
@@ -56,6 +58,7 @@ _published = Counter("batchsight_dispatched_messages_total", "Messages sent to t
 _requeued = Counter("batchsight_requeued_rows_total", "Rows whose message was lost or came to nothing")
 _lost = Counter("batchsight_lost_leases_total", "Leases that expired", ["of"])
 _ended = Counter("batchsight_ended_items_total", "Items that ended, as the snapshots saw it")
+_failed = Counter("batchsight_failed_items_total", "Items that failed, as the snapshots saw it", ["code"])
 _depth = Gauge("batchsight_queue_messages", "Messages that wait in a queue", ["queue"])
 _leading = Gauge("batchsight_leading", "1 in the dispatcher that leads")
 _contact = Gauge("batchsight_leader_contact_seconds", "Since the database last answered")
@@ -99,9 +102,9 @@ class Process:
         self._work, self._endings = WakeUps(), WakeUps()
         self._databases = [
             Database(settings.database_url, pool_size=1, application_name=f"{name} {role}")
-            for role in ("leader", "dispatch", "upkeep", "retention")
+            for role in ("leader", "dispatch", "upkeep", "retention", "watch")
         ]
-        leads, dispatches, keeps, retains = self._databases
+        leads, dispatches, keeps, retains, watches = self._databases
         self._broker = Publisher(settings.redis_url, window=settings.dispatch_window)
         self._leadership = Leadership(
             leads, name, terms(leader_lease=settings.leader_lease_seconds, item_lease=settings.lease_seconds)
@@ -115,6 +118,7 @@ class Process:
         self._retention = Retention(
             retains, delete_blob=blobs.delete, list_blobs=blobs.list, days=settings.retention_days
         )
+        self._watch = Watch(watches, self._broker, stuck_after=settings.stuck_job_seconds)
         self._open_listener = _listener(dispatches.url, name)
 
     def run(self) -> int:
@@ -130,6 +134,7 @@ class Process:
             "dispatch": self._dispatch,
             "upkeep": self._keep_up,
             "retention": self._retain,
+            "watch": self._look,
         }
         threads = [
             threading.Thread(target=self._forever, args=(name, loop), name=name, daemon=True)
@@ -246,6 +251,8 @@ class Process:
     def _snapshot(self, epoch: Epoch) -> None:
         folded = self._upkeep.fold(epoch)
         _ended.inc(folded.ended)
+        for code, count in folded.failed.items():
+            _failed.labels(code).inc(count)
         self._dispatcher.pace.note(folded.succeeded, time.monotonic())
 
     def _sweep(self, epoch: Epoch) -> None:
@@ -269,6 +276,13 @@ class Process:
             return
         self._retention.run(epoch)
         self._stop.wait(RETENTION)
+
+    def _look(self) -> None:
+        if self._leadership.epoch() is None:
+            self._watch.rest()
+        else:
+            self._watch.look()
+        self._stop.wait(WATCH)
 
 
 def _pause_after(done: Dispatched) -> float:

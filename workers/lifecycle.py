@@ -27,6 +27,7 @@ from workers.health import HealthServer
 from workers.hints import CancelHints
 from workers.registry import Registration
 from workers.reserved import ReservedSlots
+from workers.scratch import measure
 from workers.tasks import answer, register_cpu, register_gpu
 from workers.wiring import cpu_runtime, gpu_runtime, load_model, worker_name
 
@@ -71,7 +72,13 @@ def run_cpu_worker(
     built = _Built(lambda: cpu_runtime(settings, make_decoder=make_decoder))
     register_cpu(app, built.get)
     name = worker_name("cpu")
-    registration = Registration(settings.database_url, worker=name, role="cpu", slots=processes)
+    registration = Registration(
+        settings.database_url,
+        worker=name,
+        role="cpu",
+        slots=processes,
+        measure=lambda: measure(settings.scratch_dir),
+    )
 
     @signals.worker_process_init.connect(weak=False)
     def build(**_: Any) -> None:

@@ -110,6 +110,12 @@ class Publisher:
         with _mapped():
             self._redis.set(MEMORY_KEY, "1")
 
+    def memory(self) -> tuple[int, int]:
+        """Bytes that Redis uses, and its `maxmemory` (0: no limit). Raises `BrokerUnavailable`."""
+        with _mapped():
+            about: Any = self._redis.info("memory")
+        return int(about["used_memory"]), int(about["maxmemory"])
+
     def close(self) -> None:
         """Close the connections. Repeatable."""
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import Gauge
@@ -22,9 +23,18 @@ _STATS = Gauge("batchsight_engine", "What the engine says of itself", ["figure"]
 
 
 class Registration:
-    """Announces one worker on a thread of its own; `start` after any fork."""
+    """Announces one worker on a thread of its own; `start` after any fork. `measure` sets gauges at the same pace."""
 
-    def __init__(self, database_url: str, *, worker: str, role: str, slots: int, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        worker: str,
+        role: str,
+        slots: int,
+        engine: Engine | None = None,
+        measure: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = Database(database_url, pool_size=1, application_name=f"{worker} registry")
         self._worker = workers.Worker(
             worker_id=worker,
@@ -33,6 +43,7 @@ class Registration:
             engine=dataclasses.asdict(engine.info) if engine else {},
         )
         self._engine = engine
+        self._measure = measure
         self._draining = False
         self._wake = threading.Event()
         self._stop = threading.Event()
@@ -64,6 +75,7 @@ class Registration:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self._measure()
             stats = dataclasses.asdict(self._engine.stats()) if self._engine else {}
             for figure, value in stats.items():
                 _STATS.labels(figure).set(value)

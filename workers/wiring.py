@@ -40,6 +40,7 @@ from pipelines.steps.sources import SourceOpener
 from pipelines.store.session import Database
 from workers.cpu_runtime import CpuRuntime, CpuRuntimeOptions
 from workers.gpu_runtime import GpuRuntime, GpuRuntimeOptions
+from workers.scratch import ScratchGate
 from workers.stream import StreamPublisher
 
 _FETCH_THREADS = 4
@@ -98,9 +99,12 @@ def cpu_runtime(
         buckets = settings.allowed_buckets if spec.allowed_buckets is None else spec.allowed_buckets
         return AccessRules(buckets=buckets, https=settings.https_sources)
 
+    cache = DiskCache(
+        settings.scratch_dir / "fetched", settings.fetch_cache_bytes, reserve=settings.scratch_reserve_bytes
+    )
     opener = SourceOpener(
         fetcher=Fetcher(
-            DiskCache(settings.scratch_dir / "fetched", settings.fetch_cache_bytes),
+            cache,
             limits,
             objects=objects,
             uploads=blobs,
@@ -144,6 +148,7 @@ def cpu_runtime(
             scratch=settings.scratch_dir / "exports",
             gpu_second_cost=settings.gpu_second_cost,
         ),
+        scratch=ScratchGate(cache.relieve),
         options=CpuRuntimeOptions(
             worker=worker_name("cpu"),
             lease_seconds=settings.lease_seconds,

@@ -8,7 +8,7 @@ next run; the others go on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -28,6 +28,7 @@ from pipelines.store.session import Database
 _log = structlog.get_logger(__name__)
 
 PACK_PREFIX = "packs/"
+FILE_PREFIX = "files/"
 _FORGET_WORKERS = 24 * 3600.0
 _ORPHANS_A_RUN = 10_000
 _EXPORTED_A_STEP = 200  # within the time that a transaction may be idle
@@ -71,7 +72,7 @@ class Retention:
         self._list_blobs = list_blobs
         self._age = timedelta(days=days)
         self._pack_age = pack_age
-        self._orphans_after = ""
+        self._orphans_after = {PACK_PREFIX: "", FILE_PREFIX: ""}
 
     def run(self, epoch: Epoch) -> Retained:
         """Everything that is due. Raises `LeaderLost`; a server that is away postpones its own step only."""
@@ -92,7 +93,7 @@ class Retention:
             files=expired,
             packs=collected,
             exports=exported,
-            orphans=self._orphans(epoch),
+            orphans=self._orphans(epoch, PACK_PREFIX, packs.unknown) + self._orphans(epoch, FILE_PREFIX, files.unused),
             idempotency_keys=keys,
         )
 
@@ -113,11 +114,17 @@ class Retention:
 
     def _months(self, epoch: Epoch) -> tuple[int, int]:
         dropped = jobs = 0
-        with self._database.begin() as conn:
-            leader.check(conn, epoch)
+        old: list[Partition] = []
+        busy: set[Partition] = set()
+
+        def look(conn: Connection) -> int:
             oldest = retention.now(conn) - self._age
-            old = [month for month in partitions.list_months(conn) if month.end <= oldest]
-            busy = {month for month in old if retention.unfinished_jobs(conn, month.lower, month.upper)}
+            old.extend(month for month in partitions.list_months(conn) if month.end <= oldest)
+            busy.update(month for month in old if retention.unfinished_jobs(conn, month.lower, month.upper))
+            return len(old)
+
+        if not self._step(epoch, "list_months", look):
+            return 0, 0
         for month in sorted(busy, key=lambda month: month.name):
             _log.error("old_month_has_unfinished_jobs", partition=month.name)
         for month in old:
@@ -134,8 +141,9 @@ class Retention:
                 return 1
 
             jobs += self._until_done(epoch, "forget_jobs", forget)
-            dropped += self._step(epoch, "drop_partition", drop)
-            _log.info("partition_dropped", partition=month.name)
+            if self._step(epoch, "drop_partition", drop):
+                dropped += 1
+                _log.info("partition_dropped", partition=month.name)
         return dropped, jobs
 
     def _expire_files(self, conn: Connection) -> int:
@@ -167,25 +175,27 @@ class Retention:
             return 1
         return 0
 
-    def _orphans(self, epoch: Epoch) -> int:
-        """Blobs of packs whose writer died before it recorded them; a bounded walk that the next run goes on with."""
+    def _orphans(
+        self, epoch: Epoch, prefix: str, unknown_of: Callable[[Connection, Sequence[str]], Sequence[str]]
+    ) -> int:
+        """Blobs whose writer died before it recorded them; a bounded walk that the next run goes on with."""
         before = datetime.now(UTC) - timedelta(seconds=self._pack_age)
         found: list[str] = []
         seen = 0
         try:
-            for blob in self._list_blobs(PACK_PREFIX, start_after=self._orphans_after):
+            for blob in self._list_blobs(prefix, start_after=self._orphans_after[prefix]):
                 seen += 1
-                self._orphans_after = blob.key
+                self._orphans_after[prefix] = blob.key
                 if blob.modified is not None and blob.modified < before:
                     found.append(blob.key)
                 if seen == _ORPHANS_A_RUN:
                     break
             else:
-                self._orphans_after = ""
-            unknown = []
+                self._orphans_after[prefix] = ""
+            unknown: list[str] = []
             with self._database.begin() as conn:
                 leader.check(conn, epoch)
-                unknown = list(packs.unknown(conn, found))
+                unknown = list(unknown_of(conn, found))
             for key in unknown:
                 self._delete_blob(key)
         except ServiceUnavailable as error:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 import weakref
@@ -52,10 +53,15 @@ class CachedFile:
 
 
 class DiskCache:
-    """Safe for threads and for several processes on one folder. `max_bytes` bounds all files together."""
+    """Safe for threads and for several processes on one folder. `max_bytes` bounds all files together.
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    `reserve`: bytes of the disk that stay free, whoever fills it; unused files give way to that.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, *, reserve: int = 0) -> None:
+        self._folder = folder
         self._max_bytes = max_bytes
+        self._reserve = reserve
         self._objects, self._names = folder / "objects", folder / "names"
         self._locks, self._unfinished = folder / "locks", folder / "tmp"
         with scratch_errors():
@@ -105,13 +111,14 @@ class DiskCache:
                 for piece in pieces:
                     digest.update(piece)
                     size += len(piece)
+                    if self._lacking() > 0:
+                        self.relieve()
                     with scratch_errors():
                         file.write(piece)
                 with scratch_errors():
                     file.flush()
                 sha256 = digest.hexdigest()
-                with scratch_errors(), (self._locks / "eviction").open("a+b") as ledger:
-                    fcntl.flock(ledger, fcntl.LOCK_EX)
+                with scratch_errors(), self._evicting() as ledger:
                     self._make_room(size, ledger)
                     target = self._path(sha256)
                     target.parent.mkdir(exist_ok=True)
@@ -138,9 +145,28 @@ class DiskCache:
         """Bytes of all finished files."""
         return sum(about.st_size for _, about in _files(self._objects))
 
+    def relieve(self) -> bool:
+        """Whether the disk has its reserve free; unused files are evicted for it, the oldest use first."""
+        if self._lacking() <= 0:
+            return True
+        with suppress(ScratchFull), scratch_errors(), self._evicting() as ledger:
+            self._make_room(0, ledger)
+        return self._lacking() <= 0
+
+    def _lacking(self) -> int:
+        """Bytes of the reserve that are taken."""
+        return self._reserve - shutil.disk_usage(self._folder).free if self._reserve else 0
+
+    @contextmanager
+    def _evicting(self) -> Iterator[BinaryIO]:
+        with (self._locks / "eviction").open("a+b") as ledger:
+            fcntl.flock(ledger, fcntl.LOCK_EX)
+            yield ledger
+
     def _make_room(self, needed: int, ledger: BinaryIO) -> None:
         total, walked = _read(ledger)
-        if total + needed > self._max_bytes or not 0 <= time.time() - walked < _WALK_SECONDS:
+        old = not 0 <= time.time() - walked < _WALK_SECONDS
+        if old or total + needed > self._max_bytes or self._lacking() > 0:
             total, walked = self._walk(needed), time.time()
         _write(ledger, total + needed, walked)
 
@@ -150,10 +176,9 @@ class DiskCache:
         files = sorted(_files(self._objects), key=lambda entry: entry[1].st_mtime_ns)
         total = sum(about.st_size for _, about in files)
         most = self._max_bytes - needed
-        if total <= most:
-            return total
+        enough = most if total <= most else most - self._max_bytes // _SLACK
         for path, about in files:
-            if total <= most - self._max_bytes // _SLACK:
+            if total <= enough and self._lacking() <= 0:
                 break
             if _remove_unused(path):
                 total -= about.st_size

@@ -15,6 +15,7 @@ A job ends in a transaction of its own, under its row's lock, by a full count an
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -164,11 +165,15 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """What a fold found: snapshots written, items that ended since the last one, jobs that may be finalised."""
+    """What a fold found: snapshots written, items that ended since the last one, jobs that may be finalised.
+
+    `failed`: of the items that ended, those that failed, by code.
+    """
 
     written: int
     succeeded: int
     ended: int
+    failed: Mapping[str, int]
     finished: tuple[uuid.UUID, ...]
 
 
@@ -203,8 +208,10 @@ def fold(conn: Connection) -> Folded:
     """
     changed, moves, finished = [], [], []
     succeeded = ended = 0
+    failed: Counter[str] = Counter()
     for row in conn.execute(_READ):
         succeeded += row.succeeded
+        failed.update({code: int(n) for code, n in (row.new_errors or {}).items()})
         ended += row.succeeded + row.failed + row.cancelled
         counts = _counts(row)
         state = roll_up(
@@ -227,7 +234,7 @@ def fold(conn: Connection) -> Folded:
         conn.execute(_MOVE, move)
     if changed:
         _write(conn, changed)
-    return Folded(written=len(changed), succeeded=succeeded, ended=ended, finished=tuple(finished))
+    return Folded(written=len(changed), succeeded=succeeded, ended=ended, failed=dict(failed), finished=tuple(finished))
 
 
 def touched_jobs(conn: Connection) -> tuple[uuid.UUID, ...]:

@@ -14,6 +14,7 @@ from pipelines.engine.options import EngineOptions
 from pipelines.engine.types import Engine, EngineRequest, Tiles
 from pipelines.kinds import registry
 from pipelines.kinds.base import MediaClass, MediumView
+from pipelines.store.values import clean_text
 
 DTYPE: Final = "float64"
 """Wide enough that the company in a batch decides no near tie between two tokens."""
@@ -60,4 +61,4 @@ def _ask(engine: Engine, answer: Answered, tile: int) -> str:
         params=parameters.generation.to_params(),
     )
     completion = engine.submit(request).future.result(timeout=60)
-    return kind.parse(parameters, (completion,)).text
+    return clean_text(kind.parse(parameters, (completion,)).text)  # as it is stored

@@ -149,6 +149,7 @@ class Faults:
     def repeat_messages(self) -> None:
         """Messages for items in any state, published twice and in no order. `hit`: how many."""
         publisher = Publisher(self._world.redis_url)
+        self._world.flooding.set()
         self._world.flooded.set()
         try:
             messages = self._some_messages() * 2
@@ -158,6 +159,7 @@ class Faults:
         except BatchsightError as error:
             self.note("repeat_messages", hit=0, error=error.message)
         finally:
+            self._world.flooding.clear()
             publisher.close()
 
     def ambiguous_commits(self) -> None:

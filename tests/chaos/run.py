@@ -96,7 +96,7 @@ class _Meter:
                 with suppress(redis.RedisError):
                     depth = max(int(client.llen(name)) for name in QueueName)
                     if self._world.flooded.is_set():
-                        if depth <= WINDOW:
+                        if depth <= WINDOW and not self._world.flooding.is_set():
                             self._world.flooded.clear()
                     else:
                         self.deepest = max(self.deepest, depth)

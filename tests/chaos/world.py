@@ -45,6 +45,7 @@ SETTINGS = {
     "BATCHSIGHT_DISPATCH_WINDOW": str(WINDOW),
     "BATCHSIGHT_READY_ITEMS": "32",  # so that there is something to prepare until the end
     "BATCHSIGHT_READY_BYTES": str(READY_BYTES),
+    "BATCHSIGHT_SCRATCH_RESERVE_BYTES": str(8 * 1024 * 1024),
     "BATCHSIGHT_RATE_LIMIT_PER_MINUTE": "100000",
 }
 CLOCK_SKEW = 7_200.0
@@ -83,7 +84,8 @@ class World:
         self.stack = Stack(folder, options, say=lambda _: None)
         self.scratch = folder / "scratch-small"
         self.small_disk = False
-        self.flooded = threading.Event()  # the harness itself put messages into the queues
+        self.flooding = threading.Event()  # the harness itself puts messages into the queues
+        self.flooded = threading.Event()  # and they are not yet taken
         self.clients: list[Client] = []
         self._opened = ExitStack()
 

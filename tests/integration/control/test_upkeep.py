@@ -19,7 +19,8 @@ from pipelines.jobs.exports import ExportOptions
 from pipelines.jobs.ids import uuid7_floor
 from pipelines.jobs.models import PackRef
 from pipelines.jobs.states import JobState
-from pipelines.store import exports, jobs, leader, packs, partitions
+from pipelines.store import exports, files, jobs, leader, packs, partitions
+from pipelines.store.files import NewFile
 from pipelines.store.leader import Epoch, LeaderLost, Terms
 from pipelines.store.session import Database
 from tests.integration.store.world import World
@@ -137,8 +138,8 @@ def test_a_replaced_leader_can_do_none_of_it(world: World, epoch: Epoch) -> None
 class Blobs:
     """The part of a blob store that retention uses."""
 
-    def __init__(self, **ages: float) -> None:
-        self.blobs = {f"packs/{name}": age for name, age in ages.items()}
+    def __init__(self, prefix: str = "packs/", **ages: float) -> None:
+        self.blobs = {f"{prefix}{name}": age for name, age in ages.items()}
         self.away = False
 
     def delete(self, key: str) -> None:
@@ -227,6 +228,25 @@ def test_unwanted_packs_and_orphans_are_collected_and_the_wanted_kept(world: Wor
     done = retention(world, blobs).run(epoch)
     assert (done.packs, done.orphans) == (1, 1)
     assert set(blobs.blobs) == {"packs/young", "packs/fresh"}
+
+
+def test_uploads_that_no_row_names_are_collected_after_a_day(world: World, epoch: Epoch) -> None:
+    day, key = 24 * 3600.0, "files/kept"
+    new = NewFile(
+        file_id=uuid.uuid4(),
+        tenant_id=world.tenant(),
+        filename="a.png",
+        purpose="user_data",
+        blob_key=key,
+        size=1,
+        sha256="0" * 64,
+        media_type="image/png",
+    )
+    with world.database.begin() as conn:
+        files.insert(conn, new)
+    blobs = Blobs("files/", kept=2 * day, orphan=2 * day, fresh=60.0)
+    assert retention(world, blobs).run(epoch).orphans == 1
+    assert set(blobs.blobs) == {key, "files/fresh"}
 
 
 def test_a_blob_store_that_is_away_postpones_and_loses_nothing(world: World, epoch: Epoch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -184,3 +185,16 @@ except ScratchFull as error:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "transient"
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_unused_files_give_way_to_a_disk_that_fills_up(tmp_path: Path) -> None:
+    roomy = DiskCache(tmp_path, 1000, reserve=1)
+    kept, unused = roomy.store([b"kept"]), roomy.store([b"unused"])
+    unused.pin.close()
+    assert roomy.relieve()
+    assert unused.path.exists()
+    crowded = DiskCache(tmp_path, 1000, reserve=shutil.disk_usage(tmp_path).total)
+    assert not crowded.relieve()
+    assert (kept.path.exists(), unused.path.exists()) == (True, False)
+    stored = crowded.store([b"new"])  # the reserve is headroom: what is under way goes on
+    assert stored.path.read_bytes() == b"new"
