@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from tests.chaos.bounds import overstepped
 from tests.chaos.run import Plan, Report, run
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     report = run(plan, folder)
     show(report, Console())
     print(f"report and fault log: {folder}")
-    return 1 if report.ledger.broken else 0
+    return 1 if report.ledger.broken or overstepped(report) else 0
 
 
 def show(report: Report, console: Console) -> None:
@@ -55,7 +56,7 @@ def show(report: Report, console: Console) -> None:
     for name, reason in report.not_run.items():
         table.add_row(f"not run: {name}", reason)
     console.print(table)
-    for line in report.ledger.broken[:50]:
+    for line in [*report.ledger.broken[:50], *overstepped(report)]:
         console.print(line, style="red", markup=False)
 
 

@@ -55,11 +55,12 @@ _LOST_OF = "SELECT count(*) FROM chaos_claims WHERE how = 'lost' AND worker LIKE
 _RETRIED = "SELECT count(*) FROM chaos_claims WHERE how = 'retried' AND code = %s"
 _PASSED_BY = "SELECT count(*) FROM chaos_claims WHERE how = 'passed' AND worker LIKE %s"
 
-# From the last sign of life of the worker that was lost to the next claim.
+# From the last sign of life of the worker that was lost: to when its item was in line again, and to its next claim.
+# The second has the queue in it, and the turn that a suspect waits for.
 _RECOVERIES = """
-SELECT extract(epoch FROM next.claimed - lost.contact)
+SELECT extract(epoch FROM lost.ended - lost.contact), extract(epoch FROM next.claimed - lost.contact)
 FROM chaos_claims AS lost
-JOIN chaos_claims AS next ON next.job_id = lost.job_id AND next.seq = lost.seq AND next.attempt = lost.attempt + 1
+LEFT JOIN chaos_claims AS next ON next.job_id = lost.job_id AND next.seq = lost.seq AND next.attempt = lost.attempt + 1
 WHERE lost.how = 'lost'
 """
 _ENDINGS = "SELECT coalesce(how, 'open') AS how, count(*) AS n FROM chaos_claims GROUP BY 1"
@@ -94,31 +95,37 @@ def passed(database: Database, role: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """`endings`: claims by how they ended; `retries`: those that ended in a retry, by code; `recoveries` in seconds."""
+    """`endings`: claims by how they ended; `retries`: those that ended in a retry, by code.
+
+    Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again.
+    """
 
     endings: dict[str, int]
     retries: dict[str, int]
-    recoveries: Sequence[float]
+    in_line: Sequence[float]
+    claimed: Sequence[float]
 
-    @property
-    def recovery_p50(self) -> float:
-        """The median; 0 without any."""
-        return round(statistics.median(self.recoveries), 2) if self.recoveries else 0.0
 
-    @property
-    def recovery_p99(self) -> float:
-        """All but one of a hundred were as quick as this; 0 without any."""
-        return round(sorted(self.recoveries)[int(0.99 * (len(self.recoveries) - 1))], 2) if self.recoveries else 0.0
+def p50(seconds: Sequence[float]) -> float:
+    """The median; 0 without any."""
+    return round(statistics.median(seconds), 2) if seconds else 0.0
+
+
+def p99(seconds: Sequence[float]) -> float:
+    """All but one of a hundred were as quick as this; 0 without any."""
+    return round(sorted(seconds)[int(0.99 * (len(seconds) - 1))], 2) if seconds else 0.0
 
 
 def summary(conn: Connection) -> Summary:
     """What has been noted; nothing where nothing was installed."""
     if conn.exec_driver_sql("SELECT to_regclass('chaos_claims')").scalar_one() is None:
-        return Summary(endings={}, retries={}, recoveries=())
+        return Summary(endings={}, retries={}, in_line=(), claimed=())
+    recoveries = conn.exec_driver_sql(_RECOVERIES).all()
     return Summary(
         endings={row.how: row.n for row in conn.exec_driver_sql(_ENDINGS)},
         retries={row.code: row.n for row in conn.exec_driver_sql(_RETRIES)},
-        recoveries=[float(value) for value in conn.exec_driver_sql(_RECOVERIES).scalars()],
+        in_line=[float(row[0]) for row in recoveries],
+        claimed=[float(row[1]) for row in recoveries if row[1] is not None],
     )
 
 

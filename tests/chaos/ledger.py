@@ -38,7 +38,8 @@ class Ledger:
 
     `by_the_model`: answered by the real engine. `repeated_work`: claims that have to be made again because a worker
     died, froze or stopped, or a pack was damaged. `retries`: claims that ended in a counted retry, by code: the source,
-    the disk or the item itself was the reason.
+    the disk or the item itself was the reason. `in_line`: seconds from a lost worker's last sign of life until its item
+    could be claimed again; `recovery`: until it was, with the queue in it and the turn that a suspect waits for.
     """
 
     lost: int = 0
@@ -61,6 +62,8 @@ class Ledger:
     retries: dict[str, int] = field(default_factory=dict)
     zombies_rejected: int = 0
     terminal_changes_refused: int = 0
+    in_line_p50: float = 0.0
+    in_line_p99: float = 0.0
     recovery_p50: float = 0.0
     recovery_p99: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
@@ -88,7 +91,8 @@ def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: 
     ledger.lost_leases = noted.endings.get("lost", 0)
     ledger.repeated_work = sum(noted.endings.get(how, 0) for how in ("lost", "released", "repaired"))
     ledger.retries = noted.retries
-    ledger.recovery_p50, ledger.recovery_p99 = noted.recovery_p50, noted.recovery_p99
+    ledger.in_line_p50, ledger.in_line_p99 = claims.p50(noted.in_line), claims.p99(noted.in_line)
+    ledger.recovery_p50, ledger.recovery_p99 = claims.p50(noted.claimed), claims.p99(noted.claimed)
     if logs is not None:
         text = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(logs.glob("*.log")))
         ledger.zombies_rejected = len(re.findall(r'"event": ?"zombie_write_rejected"', text))

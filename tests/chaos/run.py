@@ -45,7 +45,7 @@ class Plan:
     killers: int = 1
     kills: int = 0
     pause: float = 0.7
-    engine_seconds: float = 1.2
+    engine_seconds: float = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
