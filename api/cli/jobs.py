@@ -154,7 +154,8 @@ def results(
                 continue
             page = f", page {result.page}" if result.page is not None else ""
             text = result.text if result.error is None else f"[{result.error.code}] {result.error.message}"
-            stream.write(f"── {result.name}{page}\n{text}\n\n")
+            flags = f" [{', '.join(result.flags)}]" if result.flags else ""
+            stream.write(f"── {result.name}{page}{flags}\n{text}\n\n")
 
 
 def items(

@@ -83,6 +83,7 @@ class AsyncClient:
     item_tiles = awaiting(operations.item_tiles)
     results = async_iterating(operations.results)
     markdown = awaiting(operations.markdown)
+    text = awaiting(operations.text)
     save_results = awaiting(saving.save_results)
     cancel = awaiting(operations.cancel)
     redrive = awaiting(operations.redrive)

@@ -86,6 +86,7 @@ class Client:
     item_tiles = blocking(operations.item_tiles)
     results = iterating(operations.results)
     markdown = blocking(operations.markdown)
+    text = blocking(operations.text)
     save_results = blocking(saving.save_results)
     cancel = blocking(operations.cancel)
     redrive = blocking(operations.redrive)

@@ -123,7 +123,16 @@ def results(core: Core, job_id: str, *, include: str = "succeeded", after: int |
 
 def markdown(core: Core, job_id: str) -> Operation[str]:
     """All results as one Markdown text: each document's pages in order."""
-    call = Call(method="GET", path=f"/v1/jobs/{_id(job_id)}/results", headers={"accept": "text/markdown"})
+    return (yield from _document(core, job_id, "text/markdown"))
+
+
+def text(core: Core, job_id: str) -> Operation[str]:
+    """All results as plain text: each document's pages in order, a form feed between them."""
+    return (yield from _document(core, job_id, "text/plain"))
+
+
+def _document(core: Core, job_id: str, accept: str) -> Operation[str]:
+    call = Call(method="GET", path=f"/v1/jobs/{_id(job_id)}/results", headers={"accept": accept})
     reply = yield from exchange(call, core.retry)
     return reply.body.decode()
 

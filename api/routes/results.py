@@ -1,10 +1,10 @@
-"""Results: JSON Lines in flat memory, or the documents put together as Markdown."""
+"""Results: JSON Lines in flat memory, or the documents put together as Markdown or plain text."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Literal, Protocol
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
@@ -18,18 +18,29 @@ from api.services import Services
 from pipelines.control import query
 from pipelines.control.lines import line_of
 from pipelines.control.markdown import MarkdownWriter
-from pipelines.control.query import ENDED, SUCCEEDED
+from pipelines.control.plaintext import TextWriter
+from pipelines.control.query import ENDED, SUCCEEDED, ResultView
 from pipelines.jobs.states import ItemState
 from pipelines.store.tenants import Principal
 from pipelines.store.values import to_json
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/results", tags=["results"], responses=PROBLEMS)
 
+
+class Writer(Protocol):
+    """Puts documents together; fed with results in reading order."""
+
+    def write(self, view: ResultView) -> str:
+        """The text of one result."""
+
+
 JSONL = "application/x-ndjson"
 MARKDOWN = "text/markdown"
-_OFFERS = (JSONL, "application/jsonl", "application/json", MARKDOWN)
+TEXT = "text/plain"
+_WRITERS: dict[str, Callable[[], Writer]] = {MARKDOWN: MarkdownWriter, TEXT: TextWriter}
+_OFFERS = (JSONL, "application/jsonl", "application/json", MARKDOWN, TEXT)
 _BATCH = 500
-_MARKDOWN_BATCH = 100
+_DOCUMENT_BATCH = 100
 
 
 @router.get(
@@ -37,7 +48,10 @@ _MARKDOWN_BATCH = 100
     operation_id="getResults",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {JSONL: {}, MARKDOWN: {}}, "description": "one result a line, or one Markdown text"},
+        200: {
+            "content": {JSONL: {}, MARKDOWN: {}, TEXT: {}},
+            "description": "one result a line, or each document's pages in order in one Markdown or plain text",
+        },
         **problems(404, 406),
     },
     summary="Stream the results",
@@ -55,10 +69,11 @@ async def get_results(
     """What has ended so far, in the order of the source; go on later with `after`. Works while the job runs."""
     chosen = best(request.headers.get("accept", "*/*"), _OFFERS)
     if chosen is None:
-        raise NotAcceptable(f"results can be sent as {JSONL} or {MARKDOWN}; change the Accept header")
+        raise NotAcceptable(f"results can be sent as {JSONL}, {MARKDOWN} or {TEXT}; change the Accept header")
     await services.transact(lambda conn: require_job(conn, caller, job_id))
-    if chosen == MARKDOWN:
-        return StreamingResponse(_markdown(services, caller, job_id), media_type=f"{MARKDOWN}; charset=utf-8")
+    if chosen in _WRITERS:
+        pages = _documents(services, caller, job_id, _WRITERS[chosen]())
+        return StreamingResponse(pages, media_type=f"{chosen}; charset=utf-8")
     states = ENDED if include == "all" else SUCCEEDED
     lines = _lines(services, caller, job_id, states, after, limit)
     return StreamingResponse(lines, media_type=JSONL if chosen == "application/json" else chosen)
@@ -92,10 +107,9 @@ async def _lines(
             return
 
 
-async def _markdown(services: Services, caller: Principal, job_id: uuid.UUID) -> AsyncIterator[str]:
+async def _documents(services: Services, caller: Principal, job_id: uuid.UUID, writer: Writer) -> AsyncIterator[str]:
     order = await services.transact(lambda conn: query.reading_order(conn, caller.tenant_id, job_id))
-    writer = MarkdownWriter()
-    for seqs in query.in_pages(order, _MARKDOWN_BATCH):
+    for seqs in query.in_pages(order, _DOCUMENT_BATCH):
         batch = await services.transact(
             lambda conn, seqs=seqs: query.results_at(conn, caller.tenant_id, job_id, seqs)  # type: ignore[misc]
         )

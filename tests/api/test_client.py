@@ -52,6 +52,7 @@ def test_the_walk_of_one_request(api: Served, client: Client, tmp_path: Path) ->
     assert both[1].error is not None
     assert both[1].error.code == "media_not_found"
     assert "# mine" in client.markdown(job.id)
+    assert client.text(job.id).startswith("── mine")
     assert [item.state for item in client.items(job.id)] == ["succeeded", "failed"]
     assert client.item(job.id, 0).text == "the text"
     child = client.redrive(job.id, codes=["media_not_found"])

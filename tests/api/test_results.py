@@ -86,6 +86,15 @@ def test_pages_of_a_document_stand_in_order_in_markdown(http: httpx2.Client, wor
     order = [text.index(part) for part in ("# b\\_\\*.pdf", "one", "> **failed**", "three", "# a.png", "picture")]
     assert order == sorted(order)
     assert text.count('<a id="0-page-') == 3
+    plain = http.get(f"/v1/jobs/{worker.job_id}/results", headers={"accept": "text/plain"})
+    assert plain.headers["content-type"] == "text/plain; charset=utf-8"
+    parts = plain.text.split("\f")
+    assert [part.splitlines()[0] for part in parts] == [
+        "── b_*.pdf, page 1",
+        "── b_*.pdf, page 2 [failed: media_not_found]",
+        "── b_*.pdf, page 3",
+        "── a.png",
+    ]
 
 
 def test_other_media_types_are_refused_in_words(http: httpx2.Client, worker: HandWorker) -> None:
