@@ -12,6 +12,7 @@ from api.lifespan import lifespan
 from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
 from api.openai import batches, chat, models
+from api.polls import Polls
 from api.routes import admin, events, exports, files, health, items, jobs, kinds, results, usage
 from pipelines.settings import Settings
 
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     documentation.install(app, chosen)
     app.add_middleware(BodyLimit, limit=body_limit(chosen))
+    app.add_middleware(Polls, services=lambda: getattr(app.state, "services", None))
     app.add_middleware(Observe, metrics=metrics)
     return app
 

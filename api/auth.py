@@ -32,13 +32,18 @@ class Authenticator:
         self._remember = remember
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
 
+    def remembered(self, authorization: str | None) -> Principal | None:
+        """The caller behind an `Authorization` header, where the key was checked a moment ago."""
+        presented = _presented(authorization)
+        found = None if presented is None else self._known.get(_digest(presented))
+        return found[1] if found is not None and found[0] > time.monotonic() else None
+
     async def authenticate(self, authorization: str | None) -> Principal:
         """The caller behind an `Authorization` header. Raises `Unauthenticated`."""
-        scheme, _, presented = (authorization or "").partition(" ")
-        presented = presented.strip()
-        if scheme.lower() != "bearer" or not presented or len(presented) > _LONGEST_KEY:
+        presented = _presented(authorization)
+        if presented is None:
             raise Unauthenticated("send your API key in the header Authorization: Bearer bs_…")
-        digest = hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(presented)
         found = self._known.get(digest)
         if found is not None and found[0] > time.monotonic():
             return found[1]
@@ -48,6 +53,16 @@ class Authenticator:
         while len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         return principal
+
+
+def _presented(authorization: str | None) -> str | None:
+    scheme, _, presented = (authorization or "").partition(" ")
+    presented = presented.strip()
+    return presented if scheme.lower() == "bearer" and 0 < len(presented) <= _LONGEST_KEY else None
+
+
+def _digest(presented: str) -> bytes:
+    return hashlib.sha256(presented.encode("utf-8", "surrogatepass")).digest()
 
 
 def check_pepper(pepper: str) -> str:

@@ -38,7 +38,9 @@ def caller_with(scope: str) -> Caller:
         del credentials  # declared for OpenAPI; read from the header, whose every form is judged in one place
         principal = await services.auth.authenticate(request.headers.get("authorization"))
         request.state.tenant_id = str(principal.tenant_id)
-        decision = await services.limiter.hit(principal.tenant_id, principal.tenant.requests_per_minute)
+        decision = getattr(request.state, "counted", None)
+        if decision is None:
+            decision = await services.limiter.hit(principal.tenant_id, principal.tenant.requests_per_minute)
         request.state.rate_headers = decision.headers()
         if not decision.allowed:
             raise RateLimited(

@@ -16,6 +16,7 @@ from api.auth import Authenticator
 from api.metrics import Metrics
 from api.ratelimit import RateLimiter
 from api.services import Services, transact
+from api.snapshots import Snapshots
 from api.watch import JobWatch
 from pipelines.blobs.connect import blob_store, s3_options
 from pipelines.blobs.s3 import S3ObjectReader
@@ -52,7 +53,8 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
         return await run(lambda conn: query.read_job(conn, tenant_id, job_id))
 
     limiter = RateLimiter(settings.redis_url, metrics, per_minute=settings.rate_limit_per_minute)
-    watch = JobWatch(database.url, load)
+    snapshots = Snapshots(gpu_second_cost=settings.gpu_second_cost)
+    watch = JobWatch(database.url, load, changed=snapshots.forget)
     publisher = Publisher(settings.redis_url)
     redis = Redis.from_url(settings.redis_url, socket_connect_timeout=2, health_check_interval=15)
     try:
@@ -67,6 +69,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                 auth=Authenticator(run, pepper=settings.api_key_pepper.get_secret_value()),
                 limiter=limiter,
                 watch=watch,
+                snapshots=snapshots,
                 loop=asyncio.get_running_loop(),
                 metrics=metrics,
                 threads=threads,

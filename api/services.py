@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from api.auth import Authenticator
 from api.metrics import Metrics
 from api.ratelimit import RateLimiter
+from api.snapshots import Snapshots
 from api.watch import JobWatch
 from pipelines.blobs.base import BlobStore, ObjectReader
 from pipelines.control.exports.target import ExportRules
@@ -46,6 +47,7 @@ class Services:
     auth: Authenticator
     limiter: RateLimiter
     watch: JobWatch
+    snapshots: Snapshots
     loop: asyncio.AbstractEventLoop
     metrics: Metrics
     threads: anyio.CapacityLimiter

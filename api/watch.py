@@ -42,11 +42,22 @@ class _Topic:
 
 
 class JobWatch:
-    """Tells waiting requests of new snapshots. Lives on one event loop."""
+    """Tells waiting requests of new snapshots. Lives on one event loop.
 
-    def __init__(self, database_url: str, load: Load, *, recheck: float = 5.0) -> None:
+    `changed` is called for each job that has changed, and with None where nobody knows which have.
+    """
+
+    def __init__(
+        self,
+        database_url: str,
+        load: Load,
+        *,
+        changed: Callable[[uuid.UUID | None], None] = lambda _: None,
+        recheck: float = 5.0,
+    ) -> None:
         self._url = database_url
         self._load = load
+        self._changed = changed
         self._recheck = recheck
         self._topics: dict[uuid.UUID, _Topic] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -117,10 +128,12 @@ class JobWatch:
             self._url, autocommit=True, application_name="batchsight-api-listen", connect_timeout=5
         ) as connection:
             await connection.execute(f"LISTEN {CHANNEL}")
+            self._changed(None)
             self._read_all()  # whatever was notified while nobody listened
             async for notice in connection.notifies():
                 with contextlib.suppress(ValueError):
                     job_id = uuid.UUID(notice.payload)
+                    self._changed(job_id)
                     if (topic := self._topics.get(job_id)) is not None:
                         self._read_soon(job_id, topic)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import uuid
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from api.schemas import jobs as schema
 from api.schemas.base import Moment, Page
 from api.schemas.estimates import Estimate
 from api.services import Services
+from api.snapshots import Snapshot
 from pipelines.control import cancel as cancelling
 from pipelines.control import query, redrive
 from pipelines.control.query import JobView
@@ -89,17 +89,16 @@ async def get_job(
     """At once, or with `wait`: when the job has changed from the ETag you name, or has ended if you name none."""
     preferred = _PREFER_WAIT.search(prefer or "")
     seconds = min(_LONGEST_WAIT, int(preferred[1])) if preferred and not wait else wait
-    view = await services.transact(lambda conn: _found(conn, caller, job_id))
+    since = services.snapshots.changes
+    snapshot = services.snapshots.keep(await services.transact(lambda conn: _found(conn, caller, job_id)), since=since)
     if seconds:
-        view = await _waited(services, caller, view, if_none_match, seconds)
-    headers = {"ETag": etag(view), "Cache-Control": "private, no-cache"}
+        snapshot = await _waited(services, caller, snapshot, if_none_match, seconds)
+    headers = dict(snapshot.headers)
     if preferred and not wait:
         headers["Preference-Applied"] = f"wait={seconds}"
-    if not view.job.state.terminal:
-        headers["Retry-After"] = str(_retry_after(view))
-    if _matches(if_none_match, view):
+    if snapshot.matches(if_none_match):
         return Response(status_code=304, headers=headers)
-    return JSONResponse(_shown(services, view), headers=headers)
+    return Response(snapshot.body, headers=headers, media_type="application/json")
 
 
 @router.get("", operation_id="listJobs", response_model=Page[schema.Job], summary="List jobs, newest first")
@@ -151,6 +150,7 @@ async def cancel_job(job_id: uuid.UUID, services: ServicesDep, caller: JobsWrite
         return _found(conn, caller, job_id)
 
     view = await services.transact(work)
+    services.snapshots.forget(job_id)  # who cancels and then reads sees it
     await services.hint_cancel(job_id)
     return JSONResponse(_shown(services, view))
 
@@ -212,11 +212,6 @@ def accepted(stored: Stored) -> Response:
     return JSONResponse(stored.body, status_code=stored.status, headers=headers)
 
 
-def etag(view: JobView) -> str:
-    """Weak: what is worked out at reading (the queue position) may differ within a version."""
-    return f'W/"{view.job.version}"'
-
-
 def page_of(shown: list[dict[str, Any]], key: str, *, more: bool) -> dict[str, Any]:
     """A listing's page."""
     return {
@@ -240,29 +235,18 @@ def _shown(services: Services, view: JobView) -> dict[str, Any]:
 
 
 async def _waited(
-    services: Services, caller: Principal, view: JobView, if_none_match: str | None, seconds: int
-) -> JobView:
+    services: Services, caller: Principal, snapshot: Snapshot, if_none_match: str | None, seconds: int
+) -> Snapshot:
     until = asyncio.get_running_loop().time() + seconds
     with services.metrics.waiting.track_inprogress():
-        while not view.job.state.terminal and (if_none_match is None or _matches(if_none_match, view)):
-            newer = await services.watch.wait(caller.tenant_id, view.job.job_id, seen=view.job.version, until=until)
+        while not snapshot.view.job.state.terminal and snapshot.knows(if_none_match):
+            job_id, seen = snapshot.view.job.job_id, snapshot.version
+            since = services.snapshots.changes
+            newer = await services.watch.wait(caller.tenant_id, job_id, seen=seen, until=until)
             if newer is None:
-                return view
-            view = newer
-    return view
-
-
-def _matches(if_none_match: str | None, view: JobView) -> bool:
-    if if_none_match is None:
-        return False
-    tags = {tag.strip().removeprefix("W/") for tag in if_none_match.split(",")}
-    return "*" in tags or f'"{view.job.version}"' in tags
-
-
-def _retry_after(view: JobView) -> int:
-    """A tenth of what is left, between one second and half a minute."""
-    eta = view.eta_seconds
-    return 2 if eta is None else max(1, min(30, math.ceil(eta / 10)))
+                return snapshot
+            snapshot = services.snapshots.keep(newer, since=since)
+    return snapshot
 
 
 def _normalised(source: schema.Source) -> dict[str, Any]:

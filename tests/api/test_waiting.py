@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from sqlalchemy import text
 
-from tests.api.conftest import Served, serving
+from tests.api.conftest import Served, add_caller, serving
 from tests.api.work import HandWorker
 
 OCR = {"kind": "ocr", "source": {"type": "prefix", "url": "s3://scans/"}}
@@ -145,3 +145,48 @@ def test_two_thousand_wait_without_a_connection_each(api: Served, http: httpx2.C
 
     answers = asyncio.run(all_of_them())
     assert set(answers) == {b"HTTP/1.1 200 OK"}
+
+
+def test_polls_are_answered_alike_from_memory_and_from_the_database(api: Served, http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs", json=OCR).json()
+    path = f"/v1/jobs/{job['id']}"
+    whole = http.get(path)
+    short = http.get(path)
+    told = {name: value for name, value in whole.headers.items() if name not in {"x-request-id", "ratelimit", "date"}}
+    assert {name: short.headers.get(name) for name in told} == told
+    assert short.json() == whole.json()
+    unchanged = http.get(path, headers={"if-none-match": whole.headers["etag"]})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert unchanged.headers["x-request-id"].startswith("req_")
+    rows = http.get("/metrics").text
+    assert 'route="/v1/jobs/{job_id}",status="304"' in rows
+
+
+def test_what_is_kept_in_memory_never_hides_a_change_a_tenant_or_a_revocation(api: Served, http: httpx2.Client) -> None:
+    job = http.post("/v1/jobs", json=OCR).json()
+    path = f"/v1/jobs/{job['id']}"
+    for _ in range(3):
+        before = http.get(path)
+    other = add_caller(api.database, "other")
+    with api.http(other.key) as stranger:
+        assert [stranger.get(path).status_code for _ in range(3)] == [404] * 3
+    http.post(f"{path}/cancel")
+    after = http.get(path, headers={"if-none-match": before.headers["etag"]})
+    assert after.status_code == 200
+    assert after.json()["cancel_requested_at"] is not None
+    with api.database.begin() as conn:
+        conn.execute(text("UPDATE api_keys SET revoked_at = now()"))
+    until = time.monotonic() + 30
+    while http.get(path).status_code != 401:
+        assert time.monotonic() < until, "a revoked key works for a few seconds at most"
+        time.sleep(0.2)
+
+
+def test_many_polls_at_once_are_all_counted_and_refused_beyond_the_rate(api: Served) -> None:
+    slow = add_caller(api.database, "slow", requests_per_minute=40)
+    with api.http(slow.key) as client:
+        path = f"/v1/jobs/{client.post('/v1/jobs', json=OCR).json()['id']}"
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            statuses = list(pool.map(lambda _: client.get(path).status_code, range(80)))
+    assert 39 <= statuses.count(200) <= 60  # the window moves on while it is asked
+    assert statuses.count(200) + statuses.count(429) == 80
