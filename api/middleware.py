@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
@@ -22,6 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
 _REQUEST_ID = re.compile(r"\A[A-Za-z0-9._-]{1,128}\Z")
+_NOT_MODIFIED = 304
 _CLIENT_GONE = 499  # as nginx logs it
 _QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
 
@@ -69,8 +71,13 @@ class Observe:
         self._metrics.seconds.labels(scope["method"], route).observe(seconds)
         if scope["path"] in _QUIET:
             return
+        # A poll that brought nothing is counted above, and is no news: thousands of them would be most of the log.
+        level = logging.DEBUG if status == _NOT_MODIFIED else logging.INFO
+        if not logging.getLogger(__name__).isEnabledFor(level):  # before anything is put together
+            return
         state = scope.get("state", {})
-        _log.info(
+        _log.log(
+            level,
             "request",
             method=scope["method"],
             path=scope["path"],

@@ -1,8 +1,8 @@
 """The short way of a poll: a known key asks for a job that was read a moment ago.
 
 Plain ASGI in front of the application, for `GET /v1/jobs/{id}` without a query. It answers from what this process has
-in memory, the key and the job's snapshot; what is missing goes the whole way through the route, which fills both. The two
-count against the same rate and answer from the same `Snapshot`.
+in memory, the key and the job's snapshot; what is missing goes the whole way through the route, which fills both. The
+two count against the same rate and answer from the same `Snapshot`.
 """
 
 from __future__ import annotations

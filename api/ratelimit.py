@@ -110,6 +110,9 @@ class RateLimiter:
     async def hit(self, tenant_id: uuid.UUID, per_minute: int | None) -> Decision:
         """Count one request of the tenant."""
         quota = per_minute or self._default
+        places = self._places.get((tenant_id, quota))
+        if places is not None and (at_hand := places.take()) is not None:
+            return at_hand
         if time.monotonic() >= self._away_until:
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -127,8 +130,6 @@ class RateLimiter:
             places = self._places[tenant_id, quota] = _Places()
             while len(self._places) > _MOST_TENANTS:
                 self._places.popitem(last=False)
-        if (at_hand := places.take()) is not None:
-            return at_hand
         places.waiting += 1
         try:
             async with places.asking:  # one question at a time: who waited for it finds the answer

@@ -222,3 +222,25 @@ def test_a_leader_that_was_replaced_picks_nothing(
         ticking.tick(epoch, STAGES)
     assert world.rows("SELECT count(*) FROM items WHERE enqueued_at IS NOT NULL")[0][0] == 0
     assert sum(broker.depths().waiting.values()) == 0
+
+
+def test_a_tenant_with_a_hundred_times_the_work_gets_no_more_than_an_equal_share(
+    world: World, broker: Publisher, epoch: Epoch, redis_url: str, tenant: uuid.UUID
+) -> None:
+    other = world.tenant()
+    big = world.job(tenant, 2000, ready=True)
+    small = world.job(other, 20, ready=True)
+    ticking = dispatcher(world, broker, window=8)
+    answered = {big: 0, small: 0}
+    while answered[small] < 20:
+        ticking.tick(epoch, {Wake.INFER})
+        rows = world.rows("SELECT job_id, seq FROM items WHERE state = 'ready' AND enqueued_at IS NOT NULL")
+        assert rows, "there is always something to do"
+        for row in rows:
+            world.succeed(row.job_id, [row.seq], ready=True)
+            answered[row.job_id] += 1
+        taken(redis_url, QueueName.GPU)
+        # While both wait, neither is ahead of the other by more than what one window holds.
+        if answered[small] < 20:
+            assert abs(answered[big] - answered[small]) <= 8, answered
+    assert answered[big] <= 20 + 8
