@@ -13,7 +13,7 @@ from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
 from api.openai import batches, chat, models
 from api.polls import Polls
-from api.routes import admin, events, exports, files, health, items, jobs, kinds, results, usage
+from api.routes import admin, events, exports, files, health, items, jobs, kinds, results, schedules, usage
 from pipelines.settings import Settings
 
 _FORM_OVERHEAD = 1024 * 1024
@@ -32,6 +32,7 @@ _TAGS = [
     {"name": "items", "description": "One medium, or one page of one"},
     {"name": "results", "description": "JSON Lines or Markdown"},
     {"name": "exports", "description": "Results as objects: shards and a manifest"},
+    {"name": "schedules", "description": "Jobs that repeat"},
     {"name": "files", "description": "Uploads, in OpenAI's form"},
     {"name": "kinds", "description": "What can be asked"},
     {"name": "usage", "description": "What was spent"},
@@ -52,7 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan(chosen, metrics),
     )
-    for resource in (jobs, items, results, exports, events, files, kinds, usage, chat, batches, models, admin, health):
+    native = (jobs, items, results, exports, events, schedules, files, kinds, usage)
+    for resource in (*native, chat, batches, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)
     documentation.install(app, chosen)

@@ -60,6 +60,19 @@ _MADE: Mapping[str, _Made] = {
     "presignUpload": _Made(
         status="201", at="/file/id", parameter="file_id", followed_by=("completeUpload", "getFile", "deleteFile")
     ),
+    "createSchedule": _Made(
+        status="201",
+        at="/id",
+        parameter="schedule_id",
+        followed_by=(
+            "getSchedule",
+            "pauseSchedule",
+            "resumeSchedule",
+            "runSchedule",
+            "listScheduleRuns",
+            "deleteSchedule",
+        ),
+    ),
     "createBatch": _Made(status="200", at="/id", parameter="batch_id", followed_by=("getBatch", "cancelBatch")),
 }
 """Links of the document: what tools, and the generated sequences of the tests, follow."""
@@ -109,33 +122,41 @@ def _document(app: FastAPI, settings: Settings) -> dict[str, Any]:
 
 
 def _add_kinds(schema: dict[str, Any], schemas: dict[str, Any]) -> None:
-    generic = schemas["JobRequest"]
-    variants = {}
     examples: dict[str, Any] = {}
     for kind in registry.all_kinds():
         parameters = kind.Parameters.model_json_schema(ref_template=f"#/components/schemas/{kind.name}.{{model}}")
         for name, definition in parameters.pop("$defs", {}).items():
             schemas[f"{kind.name}.{name}"] = definition
         schemas[f"{kind.name}.Parameters"] = parameters
-        required = ["kind", "source", *(["parameters"] if parameters.get("required") else [])]
+        for number, example in enumerate(kind.examples):
+            examples[f"{kind.name}_{number + 1}"] = {"summary": example.title, "value": example_request(kind, example)}
+    for request in ("JobRequest", "JobTemplate"):
+        _make_union(schemas, request)
+    body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
+    body["examples"] = examples
+
+
+def _make_union(schemas: dict[str, Any], request: str) -> None:
+    """Turn a request with any kind into one variant a kind."""
+    generic = schemas[request]
+    variants = {}
+    for kind in registry.all_kinds():
+        needed = schemas[f"{kind.name}.Parameters"].get("required")
         properties = {
             **generic["properties"],
             "source": _sources_of(kind, generic["properties"]["source"], schemas),
             "kind": {"type": "string", "const": kind.name, "title": kind.title},
             "parameters": {"$ref": f"#/components/schemas/{kind.name}.Parameters"},
         }
-        name = f"JobRequest.{kind.name}"
+        name = f"{request}.{kind.name}"
+        required = ["kind", "source", *(["parameters"] if needed else [])]
         schemas[name] = {**generic, "properties": properties, "required": required, "title": name}
         variants[kind.name] = f"#/components/schemas/{name}"
-        for number, example in enumerate(kind.examples):
-            examples[f"{kind.name}_{number + 1}"] = {"summary": example.title, "value": example_request(kind, example)}
-    schemas["JobRequest"] = {
+    schemas[request] = {
         "oneOf": [{"$ref": reference} for reference in variants.values()],
         "discriminator": {"propertyName": "kind", "mapping": variants},
         "description": generic.get("description", ""),
     }
-    body = schema["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]
-    body["examples"] = examples
 
 
 def _add_links(schema: dict[str, Any]) -> None:

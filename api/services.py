@@ -24,7 +24,7 @@ from pipelines.control.exports.target import ExportRules
 from pipelines.control.messages import PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
 from pipelines.settings import Settings
-from pipelines.steps.submit import SubmitRules
+from pipelines.steps.submit import SubmitRules, submit_rules
 from pipelines.store.session import Database
 from workers.publish import Publisher
 
@@ -57,17 +57,12 @@ class Services:
     @property
     def submit_rules(self) -> SubmitRules:
         """What submissions are held to."""
-        return SubmitRules(
-            allowed_buckets=self.settings.allowed_buckets,
-            https_sources=self.settings.https_sources,
-            max_items=self.settings.max_items_per_request,
-            exports=self.export_rules,
-        )
+        return submit_rules(self.settings)
 
     @property
     def export_rules(self) -> ExportRules:
         """Where results may be exported to."""
-        return ExportRules(buckets=self.settings.export_buckets, blob_url=self.settings.blob_url)
+        return self.submit_rules.exports
 
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction, on a thread. Raises `StoreUnavailable` and whatever `work` raises."""

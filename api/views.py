@@ -17,7 +17,7 @@ from pipelines.store.files import StoredFile
 
 _SHOWN = 20
 _SHOWN_TEXT = 200
-_PRIORITY_NAMES = {value: name for name, value in schema.PRIORITIES.items()}
+PRIORITY_NAMES = {value: name for name, value in schema.PRIORITIES.items()}
 
 
 def job(view: JobView, *, gpu_second_cost: float) -> schema.Job:
@@ -29,9 +29,9 @@ def job(view: JobView, *, gpu_second_cost: float) -> schema.Job:
         id=found.job_id,
         kind=found.kind,
         state=found.state,
-        priority=_PRIORITY_NAMES[found.priority],
+        priority=PRIORITY_NAMES[found.priority],
         parameters=dict(found.parameters),
-        source=_source(dict(found.source)),
+        source=shown_source(dict(found.source)),
         metadata=dict(found.metadata),
         counts=schema.Counts(**{state.value: count for state, count in found.counts.items()}),
         total=found.item_count,
@@ -43,6 +43,8 @@ def job(view: JobView, *, gpu_second_cost: float) -> schema.Job:
         errors=dict(found.errors),
         error=schema.Failure(code=found.error_code or "", message=found.error_message or "") if failed else None,
         parent_id=found.parent_id,
+        schedule_id=found.schedule_id,
+        schedule_run_id=found.schedule_run_id,
         version=found.version,
         created_at=found.created_at,
         started_at=found.started_at,
@@ -159,7 +161,7 @@ def _failure(view: ItemView | ResultView) -> schema.Failure | None:
     return schema.Failure(code=view.error_code, message=view.error_message or "")
 
 
-def _source(source: dict[str, Any]) -> dict[str, Any]:
+def shown_source(source: dict[str, Any]) -> dict[str, Any]:
     """The source as it was sent, with long lists shortened, for it is part of every poll."""
     match source.get("type"):
         case "media":

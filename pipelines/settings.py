@@ -145,6 +145,7 @@ class Settings(BaseSettings):
     stuck_job_seconds: float = Field(
         900, gt=0, description="claimable work without any progress for so long: the job is reported as stuck"
     )
+    max_schedules: int = Field(100, ge=0, description="schedules of one tenant")
     retention_days: int = Field(30, ge=1, description="results, items and uploads are kept for so long")
 
     # The api

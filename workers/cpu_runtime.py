@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import structlog
+from sqlalchemy import Connection
 
 from pipelines.control.exports.run import ExportTools, run_turn
 from pipelines.jobs.errors import ServiceUnavailable, StoreUnavailable
@@ -23,6 +24,7 @@ from pipelines.jobs.outcomes import Cancelled, Outcome, Released, Retry
 from pipelines.jobs.retry import after_failure
 from pipelines.steps.abort import Abort, AbortReason
 from pipelines.steps.complete import complete
+from pipelines.steps.only_new import record_earlier
 from pipelines.steps.paginate import Paged, PaginateTools, paginate
 from pipelines.steps.plan import PlanTools, batches
 from pipelines.steps.prepare import PrepareTools
@@ -79,7 +81,11 @@ class CpuRuntime:
         if lease is None:
             return
         try:
-            for batch in batches(self._spec(job_id), lease.cursor, self._plan_tools):
+            spec = self._spec(job_id)
+            held = (lease.job_id, lease.attempt)
+            if not record_earlier(self._database, spec, lambda conn: self._still_planning(conn, held)):
+                return
+            for batch in batches(spec, lease.cursor, self._plan_tools):
                 with self._database.begin() as conn:
                     renewed = jobs.append_plan(
                         conn, lease, documents=batch.documents, cursor=batch.cursor, done=batch.done
@@ -97,6 +103,9 @@ class CpuRuntime:
                     jobs.retry_plan(conn, lease, outcome)
                 else:
                     jobs.fail_plan(conn, lease, code=outcome.code, message=outcome.message)
+
+    def _still_planning(self, conn: Connection, held: tuple[uuid.UUID, int]) -> bool:
+        return bool(jobs.heartbeat_plans(conn, [held], self._options.lease_seconds))
 
     def paginate(self, job_id: uuid.UUID, docs: Sequence[int]) -> None:
         """Turn documents into items, one a page."""

@@ -1,8 +1,8 @@
 """`python -m workers.dispatcher`: one leader moves work, a standby waits beside it.
 
-Six threads, each a loop over short transactions: leadership (renew or try), wake-ups (LISTEN), dispatch, upkeep
-(sweeps, snapshots, endings), retention, watch (what alarms are raised on). Only the leader works; every write checks
-its epoch. SIGTERM ends the loops, gives the lead back, and exits 0.
+Seven threads, each a loop over short transactions: leadership (renew or try), wake-ups (LISTEN), dispatch, upkeep
+(sweeps, snapshots, endings), schedules, retention, watch (what alarms are raised on). Only the leader works; every
+write checks its epoch. SIGTERM ends the loops, gives the lead back, and exits 0.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from prometheus_client import Counter, Gauge
 
 from pipelines.blobs.connect import blob_store
 from pipelines.control.dispatch import STAGES, Dispatched, Dispatcher, DispatchOptions
+from pipelines.control.firing import Scheduler
 from pipelines.control.leadership import Leadership, terms
 from pipelines.control.pressure import Shelf
 from pipelines.control.retention import Retention
@@ -31,11 +32,13 @@ from pipelines.control.sweep import Upkeep
 from pipelines.jobs.errors import BatchsightError, ServiceUnavailable
 from pipelines.logs import configure_logs
 from pipelines.settings import Settings
+from pipelines.steps.submit import submit_rules
 from pipelines.store.leader import Epoch, LeaderLost
 from pipelines.store.session import Database
 from pipelines.store.values import DISPATCH_CHANNEL, Wake
 from workers.health import HealthServer
 from workers.publish import Publisher
+from workers.wakeups import WakeUps
 from workers.watch import Watch
 
 _log = structlog.get_logger(__name__)
@@ -59,37 +62,10 @@ _requeued = Counter("batchsight_requeued_rows_total", "Rows whose message was lo
 _lost = Counter("batchsight_lost_leases_total", "Leases that expired", ["of"])
 _ended = Counter("batchsight_ended_items_total", "Items that ended, as the snapshots saw it")
 _failed = Counter("batchsight_failed_items_total", "Items that failed, as the snapshots saw it", ["code"])
+_runs = Counter("batchsight_schedule_runs_total", "Times at which schedules were due", ["state"])
 _depth = Gauge("batchsight_queue_messages", "Messages that wait in a queue", ["queue"])
 _leading = Gauge("batchsight_leading", "1 in the dispatcher that leads")
 _contact = Gauge("batchsight_leader_contact_seconds", "Since the database last answered")
-
-
-class WakeUps:
-    """What there is to do, collected from any thread, taken by one."""
-
-    def __init__(self) -> None:
-        self._ready = threading.Condition()
-        self._reasons: set[Wake] = set()
-        self._closed = False
-
-    def add(self, *reasons: Wake) -> None:
-        """There is this to do."""
-        with self._ready:
-            self._reasons.update(reasons)
-            self._ready.notify_all()
-
-    def take(self, timeout: float) -> frozenset[Wake]:
-        """Wait up to `timeout` seconds for something; everything that has come, and forget it."""
-        with self._ready:
-            self._ready.wait_for(lambda: bool(self._reasons) or self._closed, timeout)
-            reasons, self._reasons = frozenset(self._reasons), set()
-            return reasons
-
-    def close(self) -> None:
-        """Wait no more."""
-        with self._ready:
-            self._closed = True
-            self._ready.notify_all()
 
 
 class Process:
@@ -102,9 +78,9 @@ class Process:
         self._work, self._endings = WakeUps(), WakeUps()
         self._databases = [
             Database(settings.database_url, pool_size=1, application_name=f"{name} {role}")
-            for role in ("leader", "dispatch", "upkeep", "retention", "watch")
+            for role in ("leader", "dispatch", "upkeep", "schedules", "retention", "watch")
         ]
-        leads, dispatches, keeps, retains, watches = self._databases
+        leads, dispatches, keeps, fires, retains, watches = self._databases
         self._broker = Publisher(settings.redis_url, window=settings.dispatch_window)
         self._leadership = Leadership(
             leads, name, terms(leader_lease=settings.leader_lease_seconds, item_lease=settings.lease_seconds)
@@ -114,6 +90,7 @@ class Process:
             dispatches, self._broker, DispatchOptions(window=settings.dispatch_window, shelf=shelf)
         )
         self._upkeep = Upkeep(keeps, redispatch_after=settings.redispatch_seconds)
+        self._scheduler = Scheduler(fires, submit_rules(settings))
         blobs = blob_store(settings)
         self._retention = Retention(
             retains, delete_blob=blobs.delete, list_blobs=blobs.list, days=settings.retention_days
@@ -133,6 +110,7 @@ class Process:
             "wake-ups": self._listen,
             "dispatch": self._dispatch,
             "upkeep": self._keep_up,
+            "schedules": self._fire,
             "retention": self._retain,
             "watch": self._look,
         }
@@ -268,6 +246,19 @@ class Process:
         self._work.add(Wake.EXPORT)  # retries become due, and nobody says so
         if swept.requeued:
             self._work.add(*STAGES)
+
+    def _fire(self) -> None:
+        """Its own thread: writing down what a large run has done takes longer than a snapshot may wait."""
+        epoch = self._leadership.epoch()
+        if epoch is not None:
+            fired = self._scheduler.fire(epoch)
+            for state, count in fired.runs.items():
+                _runs.labels(str(state)).inc(count)
+            for job_id in fired.cancelled:
+                self._broker.cancel(job_id)
+            if self._scheduler.record(epoch):
+                return
+        self._stop.wait(IDLE)
 
     def _retain(self) -> None:
         epoch = self._leadership.epoch()

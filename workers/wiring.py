@@ -31,6 +31,7 @@ from pipelines.steps.access import AccessRules
 from pipelines.steps.answers import Answers
 from pipelines.steps.infer import InferTools
 from pipelines.steps.inline import keep_inline
+from pipelines.steps.only_new import leave_out_done
 from pipelines.steps.paginate import PaginateTools
 from pipelines.steps.plan import PlanTools
 from pipelines.steps.plan_tools import manifests_of, uploads_of
@@ -129,6 +130,7 @@ def cpu_runtime(
             rules=rules,
             max_items=settings.max_planned_items,
             keep_inline=lambda spec, medium: keep_inline(database, blobs, spec.tenant_id, medium),
+            leave_out_done=lambda spec, documents: leave_out_done(database, spec, documents),
         ),
         paginate_tools=PaginateTools(fetch=opener.open, decoder=decoder),
         prepare_tools=PrepareTools(

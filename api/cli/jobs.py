@@ -89,7 +89,7 @@ def submit(
 
         source = source_of(sources or [], manifest=manifest, upload=upload)
         if dry_run:
-            estimate = client.estimate(kind, source=source, parameters=_pairs(param, "--param"))
+            estimate = client.estimate(kind, source=source, parameters=pairs(param, "--param"))
             if as_json:
                 output.write_json(estimate)
             else:
@@ -98,9 +98,9 @@ def submit(
         job = client.submit(
             kind,
             source=source,
-            parameters=_pairs(param, "--param"),
+            parameters=pairs(param, "--param"),
             priority=priority.value,
-            metadata=_pairs(metadata, "--metadata"),
+            metadata=pairs(metadata, "--metadata"),
             deadline=deadline,
             idempotency_key=idempotency_key,
         )
@@ -221,7 +221,7 @@ def jobs(
     """List jobs, newest first."""
     with client_of(context) as client:
         rows = output.table("id", "kind", "state", "items", "failed", "created")
-        wanted = {name: str(value) for name, value in _pairs(metadata, "--metadata").items()}
+        wanted = {name: str(value) for name, value in pairs(metadata, "--metadata").items()}
         for number, job in enumerate(client.jobs(state=state, kind=kind, metadata=wanted)):
             if number == limit:
                 break
@@ -303,7 +303,8 @@ def _stream(target: Path | None) -> Any:
     return nullcontext(sys.stdout) if target is None else target.open("w", encoding="utf-8")
 
 
-def _pairs(words: list[str] | None, option: str) -> dict[str, Any]:
+def pairs(words: list[str] | None, option: str) -> dict[str, Any]:
+    """NAME=VALUE words as an object; a dot in a name leads into one. Raises `typer.BadParameter`."""
     found: dict[str, Any] = {}
     for word in words or []:
         name, separator, value = word.partition("=")

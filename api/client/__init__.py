@@ -24,6 +24,7 @@ from .errors import (
 from .estimating import Estimate
 from .models import Export, Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
 from .retry import RetryPolicy
+from .schedule_models import PreviewTime, Schedule, ScheduleRun
 
 __all__ = [
     "ApiError",
@@ -44,9 +45,12 @@ __all__ = [
     "KindInfo",
     "NotFound",
     "PermissionDenied",
+    "PreviewTime",
     "RateLimited",
     "Result",
     "RetryPolicy",
+    "Schedule",
+    "ScheduleRun",
     "ServerError",
     "Usage",
     "UsageReport",

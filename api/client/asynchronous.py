@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 import httpx2
 
-from . import estimating, exporting, file_operations, following, operations, saving
+from . import estimating, exporting, file_operations, following, operations, saving, schedule_operations
 from .binding import async_iterating, awaiting
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -51,6 +51,26 @@ class AsyncExports:
     content = awaiting(exporting.content)
 
 
+class AsyncSchedules:
+    """`client.schedules`: jobs that repeat."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = awaiting(schedule_operations.create)
+    get = awaiting(schedule_operations.get)
+    list = async_iterating(schedule_operations.every)
+    change = awaiting(schedule_operations.change)
+    pause = awaiting(schedule_operations.pause)
+    resume = awaiting(schedule_operations.resume)
+    run = awaiting(schedule_operations.run)
+    runs = async_iterating(schedule_operations.runs)
+    delete = awaiting(schedule_operations.delete)
+    preview = awaiting(schedule_operations.preview)
+
+
 class AsyncClient:
     """Speaks to a Batchsight api from an event loop. Arguments as for `Client`."""
 
@@ -70,6 +90,7 @@ class AsyncClient:
             base_url=where.base_url, headers=where.headers, transport=transport, follow_redirects=True
         )
         self.files = AsyncFiles(self)
+        self.schedules = AsyncSchedules(self)
         self.exports = AsyncExports(self)
 
     submit = awaiting(operations.submit)

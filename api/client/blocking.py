@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import httpx2
 
-from . import estimating, exporting, file_operations, following, operations, saving
+from . import estimating, exporting, file_operations, following, operations, saving, schedule_operations
 from .binding import blocking, iterating
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -51,6 +51,26 @@ class Exports:
     content = blocking(exporting.content)
 
 
+class Schedules:
+    """`client.schedules`: jobs that repeat."""
+
+    def __init__(self, client: Client) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = blocking(schedule_operations.create)
+    get = blocking(schedule_operations.get)
+    list = iterating(schedule_operations.every)
+    change = blocking(schedule_operations.change)
+    pause = blocking(schedule_operations.pause)
+    resume = blocking(schedule_operations.resume)
+    run = blocking(schedule_operations.run)
+    runs = iterating(schedule_operations.runs)
+    delete = blocking(schedule_operations.delete)
+    preview = blocking(schedule_operations.preview)
+
+
 class Client:
     """Speaks to a Batchsight api. Safe to share between threads; close it, or use it as a context manager.
 
@@ -73,6 +93,7 @@ class Client:
             base_url=where.base_url, headers=where.headers, transport=transport, follow_redirects=True
         )
         self.files = Files(self)
+        self.schedules = Schedules(self)
         self.exports = Exports(self)
 
     submit = blocking(operations.submit)

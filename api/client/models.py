@@ -85,6 +85,8 @@ class Job:
     deadline_at: datetime | None = None
     cancel_requested_at: datetime | None = None
     parent_id: str | None = None
+    schedule_id: str | None = None
+    schedule_run_id: str | None = None
     eta_seconds: float | None = None
     queue_position: int | None = None
     usage: Usage = field(default_factory=Usage)
@@ -123,6 +125,8 @@ class Job:
             deadline_at=_time(value, "deadline_at"),
             cancel_requested_at=_time(value, "cancel_requested_at"),
             parent_id=value.get("parent_id"),
+            schedule_id=value.get("schedule_id"),
+            schedule_run_id=value.get("schedule_run_id"),
             eta_seconds=value.get("eta_seconds"),
             queue_position=value.get("queue_position"),
             usage=Usage.from_json(value.get("usage") or {}),

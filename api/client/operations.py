@@ -69,6 +69,7 @@ def jobs(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     parent_id: str | None = None,
+    schedule_id: str | None = None,
 ) -> Listing[Job]:
     """All jobs, newest first; pages are fetched as they are needed. `parent_id`: redrives of this job."""
     query: dict[str, str | Sequence[str]] = dict(
@@ -78,6 +79,7 @@ def jobs(
                 "created_after": _moment(created_after),
                 "created_before": _moment(created_before),
                 "parent_id": parent_id,
+                "schedule_id": schedule_id,
             }
         )
     )

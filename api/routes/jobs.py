@@ -112,6 +112,7 @@ async def list_jobs(
     created_after: Annotated[Moment | None, Query(description="from this time on")] = None,
     created_before: Annotated[Moment | None, Query(description="before this time")] = None,
     parent_id: Annotated[uuid.UUID | None, Query(description="redrives of this job")] = None,
+    schedule_id: Annotated[uuid.UUID | None, Query(description="runs of this schedule, and their redrives")] = None,
     after: Annotated[uuid.UUID | None, Query(description="`last_id` of the page before")] = None,
     limit: Limit = 20,
 ) -> Response:
@@ -129,6 +130,7 @@ async def list_jobs(
             created_from=created_after,
             created_until=created_before,
             parent_id=parent_id,
+            schedule_id=schedule_id,
         )
     )
     shown = [_shown(services, JobView(job=job)) for job in found[:limit]]

@@ -179,6 +179,8 @@ class Job(Answer):
     errors: dict[str, int] = Field(description="failed items by error code")
     error: Failure | None = Field(None, description="why the job itself failed")
     parent_id: uuid.UUID | None = None
+    schedule_id: uuid.UUID | None = Field(None, description="the schedule it is a run of, or a redrive of one")
+    schedule_run_id: uuid.UUID | None = None
     version: int
     created_at: datetime
     started_at: datetime | None = None

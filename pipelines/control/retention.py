@@ -20,7 +20,18 @@ from sqlalchemy import Connection
 from pipelines.blobs.base import BlobStat
 from pipelines.control.exports.target import folder_of
 from pipelines.jobs.errors import ServiceUnavailable
-from pipelines.store import exports, files, idempotency, leader, packs, partitions, retention, workers
+from pipelines.store import (
+    exports,
+    files,
+    idempotency,
+    leader,
+    packs,
+    partitions,
+    retention,
+    schedule_runs,
+    schedules,
+    workers,
+)
 from pipelines.store.leader import Epoch
 from pipelines.store.partitions import Partition
 from pipelines.store.session import Database
@@ -84,6 +95,8 @@ class Retention:
         expired = self._until_done(epoch, "expire_files", self._expire_files)
         collected = self._until_done(epoch, "collect_packs", self._collect_packs)
         exported = self._until_done(epoch, "forget_exports", self._forget_exports)
+        self._until_done(epoch, "forget_runs", self._forget_runs)
+        self._until_done(epoch, "forget_schedules", schedules.forget)
         keys = self._until_done(epoch, "expire_idempotency_keys", idempotency.expire)
         self._step(epoch, "forget_workers", lambda conn: workers.expire(conn, older_than=_FORGET_WORKERS))
         return Retained(
@@ -145,6 +158,9 @@ class Retention:
                 dropped += 1
                 _log.info("partition_dropped", partition=month.name)
         return dropped, jobs
+
+    def _forget_runs(self, conn: Connection) -> int:
+        return schedule_runs.expire(conn, before=retention.now(conn) - self._age)
 
     def _expire_files(self, conn: Connection) -> int:
         gone = files.expire(conn)

@@ -46,7 +46,10 @@ class MediaRef:
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """The part of a job that never changes: what workers cache by id. `parameters` are the kind's, validated."""
+    """The part of a job that never changes: what workers cache by id. `parameters` are the kind's, validated.
+
+    `only_new_of`: the schedule whose earlier runs have done what this job leaves out.
+    """
 
     job_id: uuid.UUID
     tenant_id: uuid.UUID
@@ -56,6 +59,7 @@ class JobSpec:
     priority: JobPriority
     deadline_at: datetime | None = None
     allowed_buckets: tuple[str, ...] | None = None
+    only_new_of: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,8 @@ class Job:
     error_message: str | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
     usage: JsonObject = field(default_factory=dict)
+    schedule_id: uuid.UUID | None = None
+    schedule_run_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

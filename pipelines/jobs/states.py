@@ -91,7 +91,7 @@ JOB_MEANING: Mapping[JobState, str] = {
     JobState.QUEUED: "accepted and committed; nobody has looked at its source yet",
     JobState.PLANNING: "its source is being listed and its documents are being paged; items may already run",
     JobState.RUNNING: "every item is known; some have not ended",
-    JobState.SUCCEEDED: "every item succeeded",
+    JobState.SUCCEEDED: "every item succeeded, or a schedule's run found nothing new",
     JobState.PARTIAL: "some items succeeded, some failed",
     JobState.FAILED: "no item succeeded, or its source could not be listed",
     JobState.CANCELLED: "it was cancelled before it ended; what had succeeded is kept",
@@ -154,9 +154,17 @@ EXPORT_ARROWS: Mapping[ExportState, frozenset[ExportState]] = {
 
 
 def roll_up(
-    *, plan: PlanState, unplanned_documents: int, counts: Mapping[ItemState, int], cancel_requested: bool
+    *,
+    plan: PlanState,
+    unplanned_documents: int,
+    counts: Mapping[ItemState, int],
+    cancel_requested: bool,
+    may_be_empty: bool = False,
 ) -> JobState:
-    """The state of a job from its plan and the counts of its items: the one rule, also written in SQL nowhere else."""
+    """The state of a job from its plan and the counts of its items: the one rule, also written in SQL nowhere else.
+
+    `may_be_empty`: finding nothing to do is no failure; so for a schedule's jobs, which look for what is new.
+    """
     unfinished = sum(n for state, n in counts.items() if not state.terminal)
     succeeded = counts.get(ItemState.SUCCEEDED, 0)
     failed = counts.get(ItemState.FAILED, 0)
@@ -176,6 +184,6 @@ def roll_up(
         return JobState.RUNNING
     if cancelled:
         return JobState.CANCELLED
-    if failed or not succeeded:
+    if failed:
         return JobState.PARTIAL if succeeded else JobState.FAILED
-    return JobState.SUCCEEDED
+    return JobState.SUCCEEDED if succeeded or may_be_empty else JobState.FAILED

@@ -62,6 +62,10 @@ KeepInline = Callable[[JobSpec, InlineMedium], str]
 """Stores bytes that came inside a request as a file of the tenant's; its `upload:` address."""
 
 
+LeaveOutDone = Callable[[JobSpec, list[PlannedDocument]], list[PlannedDocument]]
+"""Of listed documents, those that no earlier run of the job's schedule has done, or what is missing of them."""
+
+
 def _refuse_inline(spec: JobSpec, medium: InlineMedium) -> str:
     raise SourceDisabled(f"{medium.name} cannot be stored for the job {spec.job_id}")
 
@@ -77,6 +81,7 @@ class PlanTools:
     max_items: int = 1_000_000
     batch: int = field(default=BATCH)
     keep_inline: KeepInline = field(default=_refuse_inline)
+    leave_out_done: LeaveOutDone = field(default=lambda _spec, documents: documents)
 
 
 def batches(spec: JobSpec, cursor: Mapping[str, Any] | None, tools: PlanTools) -> Iterator[PlanBatch]:
@@ -130,6 +135,10 @@ class _Planner:
                     self._skipped += 1
                 else:
                     documents.append(document)
+            if documents and self._spec.only_new_of is not None:
+                listed = len(documents)
+                documents = self._tools.leave_out_done(self._spec, documents)
+                self._skipped += listed - len(documents)
             self._planned += len(documents)
             if self._planned > self._tools.max_items:
                 raise RequestTooLarge(

@@ -26,6 +26,7 @@ from pipelines.kinds import registry
 from pipelines.kinds.base import MediaClass
 from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
+from pipelines.settings import Settings
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
 from pipelines.store import files, jobs, tenants
 from pipelines.store.tenants import Tenant
@@ -46,6 +47,16 @@ class SubmitRules:
         """What this tenant may read."""
         buckets = self.allowed_buckets if tenant.allowed_buckets is None else tenant.allowed_buckets
         return AccessRules(buckets=buckets, https=self.https_sources)
+
+
+def submit_rules(settings: Settings) -> SubmitRules:
+    """The rules of this installation: alike for requests and for schedules."""
+    return SubmitRules(
+        allowed_buckets=settings.allowed_buckets,
+        https_sources=settings.https_sources,
+        max_items=settings.max_items_per_request,
+        exports=ExportRules(buckets=settings.export_buckets, blob_url=settings.blob_url),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +102,19 @@ def submit(
 
 
 def check(
-    conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules
+    conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules, *, quota: bool = True
 ) -> tuple[AnyKind, dict[str, Any]]:
-    """The kind, and the parameters completed with its defaults; raises what `submit` raises. Stores nothing."""
+    """The kind, and the parameters completed with its defaults; raises what `submit` raises. Stores nothing.
+
+    Without `quota`, what is used up now is no matter: for a job that is made later.
+    """
     kind = registry.get(submission.kind)
     parameters = kind.validate(submission.parameters)
     if submission.deadline_at is not None and submission.deadline_at <= datetime.now(UTC):
         raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
     count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
-    _check_quota(conn, tenant, count)
+    if quota:
+        _check_quota(conn, tenant, count)
     if submission.export is not None:
         with _at("export", keep=True):
             exporting.check(tenant, submission.export, rules.exports)

@@ -22,6 +22,7 @@ from pipelines.store.plans import (
     PlanLease,
     PlannedDocument,
     Single,
+    SomePages,
     append_plan,
     claim_plan,
     fail_plan,
@@ -38,6 +39,7 @@ __all__ = [
     "PlanLease",
     "PlannedDocument",
     "Single",
+    "SomePages",
     "append_plan",
     "claim_plan",
     "fail_plan",
@@ -62,14 +64,16 @@ INSERT INTO job_progress (job_id, tenant_id, state, plan_state) SELECT id, tenan
 """)
 
 _SPEC = text("""
-SELECT j.id, j.tenant_id, j.kind, j.parameters, j.source, j.priority, j.deadline_at, t.allowed_buckets
-FROM jobs AS j JOIN tenants AS t ON t.id = j.tenant_id
+SELECT j.id, j.tenant_id, j.kind, j.parameters, j.source, j.priority, j.deadline_at, t.allowed_buckets,
+    j.schedule_id, coalesce(r.only_new, false) AS only_new
+FROM jobs AS j JOIN tenants AS t ON t.id = j.tenant_id LEFT JOIN schedule_runs AS r ON r.id = j.schedule_run_id
 WHERE j.id = :job_id
 """)
 
 _JOB = """
 SELECT j.id, j.tenant_id, j.kind, j.priority, j.parameters, j.source, j.metadata, j.created_at, j.started_at,
        j.finished_at, j.cancel_requested_at, j.deadline_at, j.parent_id, j.error_code, j.error_message,
+       j.schedule_id, j.schedule_run_id,
        p.state, p.plan_state, p.item_count, p.counts, p.errors, p.usage, p.version
 FROM jobs AS j JOIN job_progress AS p ON p.job_id = j.id
 """
@@ -89,6 +93,7 @@ WHERE j.tenant_id = :tenant_id
   AND (CAST(:created_from AS timestamptz) IS NULL OR j.created_at >= CAST(:created_from AS timestamptz))
   AND (CAST(:created_until AS timestamptz) IS NULL OR j.created_at < CAST(:created_until AS timestamptz))
   AND (CAST(:parent_id AS uuid) IS NULL OR j.parent_id = CAST(:parent_id AS uuid))
+  AND (CAST(:schedule_id AS uuid) IS NULL OR j.schedule_id = CAST(:schedule_id AS uuid))
 ORDER BY j.id DESC
 LIMIT :limit
 """
@@ -141,6 +146,7 @@ def get_spec(conn: Connection, job_id: uuid.UUID) -> JobSpec | None:
         priority=JobPriority(row.priority),
         deadline_at=row.deadline_at,
         allowed_buckets=None if row.allowed_buckets is None else tuple(row.allowed_buckets),
+        only_new_of=row.schedule_id if row.only_new else None,
     )
 
 
@@ -163,6 +169,7 @@ def list_jobs(
     created_from: datetime | None = None,
     created_until: datetime | None = None,
     parent_id: uuid.UUID | None = None,
+    schedule_id: uuid.UUID | None = None,
 ) -> tuple[Job, ...]:
     """The tenant's jobs, newest first, at most `limit`; `before` is the last id of the page before.
 
@@ -179,6 +186,7 @@ def list_jobs(
         "created_from": created_from,
         "created_until": created_until,
         "parent_id": parent_id,
+        "schedule_id": schedule_id,
     }
     return tuple(_job(row) for row in conn.execute(_LIST, values))
 
@@ -209,4 +217,6 @@ def _job(row: Row[tuple[object, ...]]) -> Job:
         error_message=row.error_message,
         errors=row.errors,
         usage=usage,
+        schedule_id=row.schedule_id,
+        schedule_run_id=row.schedule_run_id,
     )

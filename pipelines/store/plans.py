@@ -53,25 +53,28 @@ FOR NO KEY UPDATE
 _STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS plan_staging (
     doc bigint, name text, media jsonb, overrides jsonb, metadata jsonb, state text, pages integer,
-    seq bigint, error_code text, error_message text
+    item_pages integer[], seq bigint, error_code text, error_message text
 ) ON COMMIT DELETE ROWS
 """
 
-_COPY = (
-    "COPY plan_staging (doc, name, media, overrides, metadata, state, pages, seq, error_code, error_message) FROM STDIN"
-)
+_COPY = """
+COPY plan_staging (doc, name, media, overrides, metadata, state, pages, item_pages, seq, error_code, error_message)
+FROM STDIN
+"""
 
 # No ON CONFLICT: numbers come from under the row lock, so a conflict would be a defect, and must be loud.
 _INSERT_DOCUMENTS = text("""
-INSERT INTO documents (job_id, doc, tenant_id, name, media, overrides, metadata, state)
-SELECT :job_id, doc, :tenant_id, name, media, overrides, metadata, state FROM plan_staging
+INSERT INTO documents (job_id, doc, tenant_id, name, media, overrides, metadata, state, pages)
+SELECT :job_id, doc, :tenant_id, name, media, overrides, metadata, state, pages FROM plan_staging
 """)
 
 _INSERT_ITEMS = text("""
-INSERT INTO items (job_id, seq, tenant_id, doc, state, error_code, error_message, finished_at)
-SELECT :job_id, seq, :tenant_id, doc, CASE WHEN error_code IS NULL THEN 'pending' ELSE 'failed' END,
+INSERT INTO items (job_id, seq, tenant_id, doc, page, state, error_code, error_message, finished_at)
+SELECT :job_id, seq + n - 1, :tenant_id, doc, page, CASE WHEN error_code IS NULL THEN 'pending' ELSE 'failed' END,
        error_code, error_message, CASE WHEN error_code IS NOT NULL THEN now() END
-FROM plan_staging WHERE seq IS NOT NULL
+FROM plan_staging
+    CROSS JOIN LATERAL unnest(coalesce(item_pages, ARRAY[CAST(NULL AS int)])) WITH ORDINALITY AS p(page, n)
+WHERE seq IS NOT NULL
 """)
 
 _COUNT_FAILED = text("""
@@ -139,6 +142,14 @@ class NeedsPaging:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SomePages:
+    """The document has `of` pages, as an earlier job counted, and these (0-based) are items of this one."""
+
+    pages: tuple[int, ...]
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailedAtPlan:
     """The document cannot be used; it becomes one failed item, so that the failure is seen and counted."""
 
@@ -154,7 +165,7 @@ class PlannedDocument:
     media: tuple[MediaRef, ...]
     overrides: JsonObject = field(default_factory=dict)
     metadata: JsonObject = field(default_factory=dict)
-    items: Single | NeedsPaging | FailedAtPlan = Single()
+    items: Single | NeedsPaging | SomePages | FailedAtPlan = Single()
 
 
 def claim_plan(conn: Connection, job_id: uuid.UUID, *, worker: str, lease: float) -> PlanLease | None:
@@ -267,10 +278,10 @@ def _write(
         for row in _rows(documents, first_doc):
             seq = None
             if row[5] != PlanState.PENDING:
-                seq, next_seq = next_seq, next_seq + 1
-            if row[6] is not None:
-                errors[row[6]] += 1
-            copy.write_row((*row[:6], None, seq, *row[6:]))
+                seq, next_seq = next_seq, next_seq + (1 if row[7] is None else len(row[7]))
+            if row[8] is not None:
+                errors[row[8]] += 1
+            copy.write_row((*row[:8], seq, *row[8:]))
     keys = {"job_id": job_id, "tenant_id": tenant_id}
     conn.execute(_INSERT_DOCUMENTS, keys)
     conn.execute(_INSERT_ITEMS, keys)
@@ -280,14 +291,18 @@ def _write(
 
 
 def _rows(documents: Sequence[PlannedDocument], first_doc: int) -> Iterable[tuple[Any, ...]]:
-    """doc, name, media, overrides, metadata, state, error code, error message."""
+    """doc, name, media, overrides, metadata, state, its pages, the pages that are items, error code, error message."""
     for doc, document in enumerate(documents, first_doc):
         state, code, message = PlanState.DONE, None, None
+        count: int | None = None
+        pages: list[int] | None = None
         match document.items:
             case NeedsPaging():
                 state = PlanState.PENDING
             case FailedAtPlan():
                 state, code, message = PlanState.FAILED, document.items.code, clean_text(document.items.message)
+            case SomePages():
+                count, pages = document.items.of, list(document.items.pages)
             case Single():
                 pass
         yield (
@@ -297,6 +312,8 @@ def _rows(documents: Sequence[PlannedDocument], first_doc: int) -> Iterable[tupl
             to_json(document.overrides) if document.overrides else "{}",
             to_json(document.metadata) if document.metadata else "{}",
             str(state),
+            count,
+            pages,
             code,
             message,
         )

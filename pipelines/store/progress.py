@@ -82,6 +82,7 @@ live AS (
     ) AS arms GROUP BY job_id
 )
 SELECT j.id, j.state, j.plan_state, j.item_count, j.cancel_requested_at IS NOT NULL AS cancel_requested,
+    j.schedule_id IS NOT NULL AS scheduled,
     j.state = 'planning' AND {_UNPLANNED} AS unplanned,
     p.version, p.state AS shown_state, p.plan_state AS shown_plan_state, p.item_count AS shown_item_count,
     p.counts, p.errors, p.usage,
@@ -119,7 +120,7 @@ _TOUCHED = text("SELECT DISTINCT job_id FROM job_deltas")
 
 _LOCK = text(f"""
 SELECT j.state, j.plan_state, j.item_count, j.cancel_requested_at IS NOT NULL AS cancel_requested,
-    {_UNPLANNED} AS unplanned
+    j.schedule_id IS NOT NULL AS scheduled, {_UNPLANNED} AS unplanned
 FROM jobs AS j WHERE j.id = :job_id AND j.state IN ('queued', 'planning', 'running') FOR UPDATE
 """)
 _COUNT = text("SELECT state, count(*) FROM items WHERE job_id = :job_id GROUP BY state")
@@ -219,6 +220,7 @@ def fold(conn: Connection) -> Folded:
             unplanned_documents=int(row.unplanned),
             counts=counts,
             cancel_requested=row.cancel_requested,
+            may_be_empty=row.scheduled,
         )
         if state.terminal:
             finished.append(row.id)
@@ -259,6 +261,7 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
         unplanned_documents=int(job.unplanned),
         counts=counts,
         cancel_requested=job.cancel_requested,
+        may_be_empty=job.scheduled,
     )
     if not state.terminal or state not in JOB_ARROWS[JobState(job.state)]:
         return None

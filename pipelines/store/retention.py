@@ -8,9 +8,12 @@ from datetime import datetime
 from sqlalchemy import Connection, text
 
 _NOW = text("SELECT now()")
+# A schedule's job counts until what it has done is written down (`store.schedule_objects`).
 _UNFINISHED = text("""
 SELECT EXISTS (
     SELECT 1 FROM jobs WHERE id >= :lower AND id < :upper AND state IN ('queued', 'planning', 'running')
+) OR EXISTS (
+    SELECT 1 FROM jobs WHERE schedule_id IS NOT NULL AND objects_recorded_at IS NULL AND id >= :lower AND id < :upper
 )
 """)
 _FORGET = text("""

@@ -37,6 +37,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from pipelines.jobs.states import ItemState, JobState, PlanState
 from pipelines.store.columns import EMPTY, metadata, one_of, timestamp
 from pipelines.store.export_tables import export_shards, exports
+from pipelines.store.schedule_tables import schedule_objects, schedule_runs, schedules
 from pipelines.store.shared_tables import files, idempotency_keys, leader, packs, workers
 
 __all__ = [
@@ -55,6 +56,9 @@ __all__ = [
     "metadata",
     "packs",
     "results",
+    "schedule_objects",
+    "schedule_runs",
+    "schedules",
     "tenants",
     "workers",
 ]
@@ -123,6 +127,9 @@ jobs = Table(
     timestamp("deadline_at"),
     Column("error_code", Text),
     Column("error_message", Text),
+    Column("schedule_id", Uuid, comment="the schedule it is a run of, or a redrive of a run"),
+    Column("schedule_run_id", Uuid),
+    timestamp("objects_recorded_at"),
     CheckConstraint(one_of("state", JobState), name="state"),
     CheckConstraint(one_of("plan_state", PlanState), name="plan_state"),
     CheckConstraint("(plan_state = 'leased') = (plan_lease_until IS NOT NULL)", name="plan_lease"),
@@ -139,6 +146,13 @@ jobs = Table(
     ),
     Index("jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
     Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("jobs_by_schedule", "schedule_id", "id", postgresql_where=text("schedule_id IS NOT NULL")),
+    Index(
+        "jobs_unrecorded",
+        "schedule_id",
+        "id",
+        postgresql_where=text("schedule_id IS NOT NULL AND objects_recorded_at IS NULL"),
+    ),
 )
 
 documents = Table(

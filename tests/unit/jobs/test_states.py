@@ -63,5 +63,14 @@ def test_the_end_states() -> None:
     assert roll({good: 1}, plan=PlanState.FAILED) is JobState.PARTIAL
 
 
+def test_a_schedules_run_that_finds_nothing_new_has_succeeded() -> None:
+    def scheduled(counts: dict[ItemState, int], plan: PlanState = PlanState.DONE) -> JobState:
+        return roll_up(plan=plan, unplanned_documents=0, counts=counts, cancel_requested=False, may_be_empty=True)
+
+    assert scheduled({}) is JobState.SUCCEEDED
+    assert scheduled({}, PlanState.FAILED) is JobState.FAILED
+    assert scheduled({ItemState.FAILED: 1}) is JobState.FAILED
+
+
 def test_a_cancel_that_comes_too_late_changes_nothing() -> None:
     assert roll({ItemState.SUCCEEDED: 3}, cancel=True) is JobState.SUCCEEDED
