@@ -171,7 +171,7 @@ class World:
         if name == "cpu-1":
             own["BATCHSIGHT_SCRATCH_DIR"] = str(self.scratch)
         if name == "cpu-2":
-            own["CHAOS_CLOCK_SKEW"] = str(CLOCK_SKEW)
+            own |= {"CHAOS_CLOCK_SKEW": str(CLOCK_SKEW), "BATCHSIGHT_INLINE_PACK_BYTES": "0"}  # its packs lie in S3
         if name == "gpu-3":
             own |= {
                 "BATCHSIGHT_ENGINE": "local",
