@@ -17,12 +17,21 @@ from pipelines.jobs.errors import BatchsightError
 from pipelines.store.session import Database
 
 # `contact` is the last sign of life of who held it. What goes back without a loss or a failure was released by a worker
-# that stops, or its pack was damaged: work done for nothing, too.
+# that stops, or its pack was damaged: work done for nothing, too. A pause: for one lease no losses are counted, because
+# the leader or the database was away.
 _TRIGGERS = """
 CREATE TABLE chaos_claims (
     job_id uuid, seq bigint, attempt int, stage text, worker text, claimed timestamptz, contact timestamptz,
     ended timestamptz, how text, code text, PRIMARY KEY (job_id, seq, attempt)
 );
+CREATE TABLE chaos_pauses (at timestamptz);
+CREATE FUNCTION chaos_paused() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO chaos_pauses VALUES (clock_timestamp());
+    RETURN NULL;
+END $$;
+CREATE TRIGGER chaos_paused AFTER UPDATE ON leader FOR EACH ROW WHEN (NEW.losses_from > OLD.losses_from)
+    EXECUTE FUNCTION chaos_paused();
 CREATE FUNCTION chaos_claimed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO chaos_claims (job_id, seq, attempt, stage, worker, claimed)
@@ -51,6 +60,7 @@ CREATE TRIGGER chaos_ended AFTER UPDATE ON items FOR EACH ROW
 _LEASED = """
 SELECT count(*) FROM items WHERE state IN ('preparing', 'inferring') AND worker LIKE %s
 """
+_LOST_TWICE = _LEASED.rstrip() + " AND losses >= 2"
 _LOST_OF = "SELECT count(*) FROM chaos_claims WHERE how = 'lost' AND worker LIKE %s"
 _RETRIED = "SELECT count(*) FROM chaos_claims WHERE how = 'retried' AND code = %s"
 _PASSED_BY = "SELECT count(*) FROM chaos_claims WHERE how = 'passed' AND worker LIKE %s"
@@ -58,7 +68,9 @@ _PASSED_BY = "SELECT count(*) FROM chaos_claims WHERE how = 'passed' AND worker 
 # From the last sign of life of the worker that was lost: to when its item was in line again, and to its next claim.
 # The second has the queue in it, and the turn that a suspect waits for.
 _RECOVERIES = """
-SELECT extract(epoch FROM lost.ended - lost.contact), extract(epoch FROM next.claimed - lost.contact)
+SELECT extract(epoch FROM lost.ended - lost.contact) AS in_line,
+    extract(epoch FROM next.claimed - lost.contact) AS claimed,
+    EXISTS (SELECT 1 FROM chaos_pauses WHERE at BETWEEN lost.contact - interval '{lease} s' AND lost.ended) AS paused
 FROM chaos_claims AS lost
 LEFT JOIN chaos_claims AS next ON next.job_id = lost.job_id AND next.seq = lost.seq AND next.attempt = lost.attempt + 1
 WHERE lost.how = 'lost'
@@ -76,6 +88,11 @@ def install(database: Database, *, lease: float) -> None:
 def held(database: Database, role: str) -> int:
     """Leases that a role's processes hold now; 0 while the database is down."""
     return _count(database, _LEASED, _of(role))
+
+
+def lost_twice(database: Database, role: str) -> int:
+    """Those of them whose items have lost two workers already: the next loss ends them, by design."""
+    return _count(database, _LOST_TWICE, _of(role), down=1)
 
 
 def lost(database: Database, role: str) -> int:
@@ -97,7 +114,8 @@ def passed(database: Database, role: str) -> int:
 class Summary:
     """`endings`: claims by how they ended; `retries`: those that ended in a retry, by code.
 
-    Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again.
+    Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again; the first only for
+    those during which nothing kept the leader from counting losses.
     """
 
     endings: dict[str, int]
@@ -116,16 +134,16 @@ def p99(seconds: Sequence[float]) -> float:
     return round(sorted(seconds)[int(0.99 * (len(seconds) - 1))], 2) if seconds else 0.0
 
 
-def summary(conn: Connection) -> Summary:
+def summary(conn: Connection, *, lease: float) -> Summary:
     """What has been noted; nothing where nothing was installed."""
     if conn.exec_driver_sql("SELECT to_regclass('chaos_claims')").scalar_one() is None:
         return Summary(endings={}, retries={}, in_line=(), claimed=())
-    recoveries = conn.exec_driver_sql(_RECOVERIES).all()
+    recoveries = conn.exec_driver_sql(_RECOVERIES.replace("{lease}", str(lease))).all()
     return Summary(
         endings={row.how: row.n for row in conn.exec_driver_sql(_ENDINGS)},
         retries={row.code: row.n for row in conn.exec_driver_sql(_RETRIES)},
-        in_line=[float(row[0]) for row in recoveries],
-        claimed=[float(row[1]) for row in recoveries if row[1] is not None],
+        in_line=[float(row.in_line) for row in recoveries if not row.paused],
+        claimed=[float(row.claimed) for row in recoveries if row.claimed is not None],
     )
 
 
@@ -134,7 +152,7 @@ def _of(role: str) -> str:
     return f"%@{role}:%"
 
 
-def _count(database: Database, sql: str, value: Any) -> int:
+def _count(database: Database, sql: str, value: Any, *, down: int = 0) -> int:
     with suppress(BatchsightError), database.begin() as conn:
         return int(conn.exec_driver_sql(sql, (value,)).scalar_one())
-    return 0
+    return down

@@ -69,10 +69,10 @@ class Faults:
 
     def kill(self, role: str) -> None:
         """`kill -9`; the supervisor starts it again. `hit`: the leases that it held, 1 for who holds none."""
-        self._spare()
-        held = self._await_work(role) if role in WORKERS else 1
+        held = self._catch(role) if role in WORKERS else 1
         pid = self._world.pid(role)
         if self._world.send(role, signal.SIGKILL):
+            self._world.send_group(role, signal.SIGCONT)
             self._world.await_up(role, but=pid)
             self.note("kill", role=role, hit=held)
 
@@ -93,25 +93,23 @@ class Faults:
 
     def kill_child(self) -> None:
         """`kill -9` of one forked child of a cpu worker; its parent forks another."""
-        self._spare()
         role = self._draw.choice(["cpu-1", "cpu-2"])
-        held = self._await_work(role)
+        held = self._catch(role)
         parent = self._world.pid(role)
         children = _children(parent) if parent else []
         if children:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._draw.choice(children), signal.SIGKILL)
             self.note("kill_child", role=role, hit=held)
+        self._world.send_group(role, signal.SIGCONT)
 
     def freeze(self, role: str) -> None:
         """SIGSTOP past the lease, then SIGCONT: it comes back as a zombie. `hit`: the leases that it lost."""
-        self._spare()
-        self._await_work(role)
         before = claims.lost(self._world.database, role)
-        if self._world.send_group(role, signal.SIGSTOP):
-            time.sleep(LEASE + 3)
-            self._world.send_group(role, signal.SIGCONT)
-            self.note("freeze", role=role, hit=claims.lost(self._world.database, role) - before)
+        self._catch(role)
+        time.sleep(LEASE + 3)
+        self._world.send_group(role, signal.SIGCONT)
+        self.note("freeze", role=role, hit=claims.lost(self._world.database, role) - before)
 
     def flush_redis(self) -> None:
         """FLUSHALL: every queue is gone. `hit`: the messages in them."""
@@ -247,16 +245,21 @@ class Faults:
 
         return self._until(waiting)
 
-    def _spare(self) -> None:
-        """Wait while an item has lost two workers: the third loss would end it, by design, innocent as it may be."""
+    def _catch(self, role: str) -> int:
+        """Stop a worker while it holds work, but nothing that has lost two workers; the leases that it holds.
 
-        def spared() -> bool:
-            with contextlib.suppress(BatchsightError), self._world.database.begin() as conn:
-                twice = "SELECT count(*) FROM items WHERE losses >= 2 AND finished_at IS NULL"
-                return not conn.exec_driver_sql(twice).scalar_one()
-            return False
-
-        self._until(spared, most=_PATIENCE)
+        The third loss would end an item by design, innocent as it may be. A stopped worker claims nothing between the
+        look and the blow.
+        """
+        until = time.monotonic() + _PATIENCE
+        while True:
+            self._await_work(role)
+            self._world.send_group(role, signal.SIGSTOP)
+            time.sleep(0.1)  # a commit that was on its way has arrived
+            if not claims.lost_twice(self._world.database, role) or time.monotonic() > until:
+                return claims.held(self._world.database, role)
+            self._world.send_group(role, signal.SIGCONT)
+            time.sleep(0.3)
 
     def _until(self, found: Callable[[], int], *, least: float = 0.0, most: float = _WORK_PATIENCE) -> int:
         """Wait `least` seconds and on until something was found, `most` seconds at most; what it was."""

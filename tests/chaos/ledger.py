@@ -75,13 +75,15 @@ class Ledger:
         return {name: value for name, value in asdict(self).items() if name != "to_ask_again"}
 
 
-def check(database: Database, accepted: Sequence[Accepted], *, tile: int, logs: Path | None = None) -> Ledger:
+def check(
+    database: Database, accepted: Sequence[Accepted], *, tile: int, lease: float = 0.0, logs: Path | None = None
+) -> Ledger:
     """Compare the database with what was accepted."""
     ledger = Ledger()
     known = {job.job_id for job in accepted}
     with database.begin() as conn:
         strays = conn.exec_driver_sql("SELECT id FROM jobs").scalars().all()
-        noted = claims.summary(conn)
+        noted = claims.summary(conn, lease=lease)
     for stray in set(strays) - known:
         ledger.unexpected += 1
         ledger.broken.append(f"job {stray} was accepted twice, or never submitted")

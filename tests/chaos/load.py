@@ -24,7 +24,8 @@ DECODER_POISON = {"segfault": "decoder_crashed", "hang": "decode_timed_out", "me
 ENGINE_POISON = {"memory": "worker_out_of_memory", "exit": "internal_error"}
 KILLER, LOST = "segfault", "worker_lost"
 _ANSWER = {"generation": {"max_new_tokens": 12}}  # the deterministic answer has six words
-_READ = {**_ANSWER, "skip_blank": False}  # pictures of one colour bear no text
+# Pictures of one colour bear no text; and one question a picture, so that it can be asked again.
+_READ = {**_ANSWER, "skip_blank": False, "max_continuations": 0, "auto_rotate": False}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from tests.chaos.answers import disagreements
 from tests.chaos.faults import Faults
 from tests.chaos.ledger import Accepted, Ledger, check
 from tests.chaos.load import Load, PlannedJob
-from tests.chaos.world import WINDOW, World
+from tests.chaos.world import LEASE, WINDOW, World
 
 _ASKED_AGAIN = 200
 T = TypeVar("T")
@@ -173,7 +173,7 @@ def run(plan: Plan, folder: Path) -> Report:
         seconds = time.monotonic() - began
         meter.close()
         faults.note("wrong_clock", role="cpu-2", hit=claims.passed(world.database, "cpu-2"))
-        ledger = check(world.database, owed, tile=world.tile, logs=world.logs)
+        ledger = check(world.database, owed, tile=world.tile, lease=LEASE, logs=world.logs)
         report = Report(
             plan=plan,
             ledger=ledger,
