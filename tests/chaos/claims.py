@@ -114,8 +114,8 @@ def passed(database: Database, role: str) -> int:
 class Summary:
     """`endings`: claims by how they ended; `retries`: those that ended in a retry, by code.
 
-    Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again; the first only for
-    those during which nothing kept the leader from counting losses.
+    Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again; the first only
+    for those during which nothing kept the leader from counting losses.
     """
 
     endings: dict[str, int]

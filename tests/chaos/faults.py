@@ -72,7 +72,8 @@ class Faults:
         held = self._catch(role) if role in WORKERS else 1
         pid = self._world.pid(role)
         if self._world.send(role, signal.SIGKILL):
-            self._world.send_group(role, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGCONT)  # its children go on until the supervisor finds them
             self._world.await_up(role, but=pid)
             self.note("kill", role=role, hit=held)
 

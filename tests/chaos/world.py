@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from api.auth import SCOPES
@@ -133,16 +133,20 @@ class World:
     def send(self, role: str, number: signal.Signals) -> bool:
         """Signal a role's process alone. False where it was down anyway."""
         pid = self.pid(role)
-        if pid:
-            os.kill(pid, number)
-        return bool(pid)
+        with suppress(ProcessLookupError):  # it died just now
+            if pid:
+                os.kill(pid, number)
+                return True
+        return False
 
     def send_group(self, role: str, number: signal.Signals) -> bool:
         """Signal a role's process with its forked children."""
         pid = self.pid(role)
-        if pid:
-            os.killpg(pid, number)
-        return bool(pid)
+        with suppress(ProcessLookupError):
+            if pid:
+                os.killpg(pid, number)
+                return True
+        return False
 
     def await_up(self, role: str, *, but: int = 0, timeout: float = 60.0) -> bool:
         """Wait for a (new) process of the role."""
