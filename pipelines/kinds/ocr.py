@@ -78,6 +78,13 @@ class Ocr(Kind[OcrParameters]):
             output=Output(text="Invoice 17\nTotal 12.50", data={"format": "text"}),
         ),
         Example(
+            title="A pile of old scans: every blank page skipped, every page turned upright, long ones read to the end",
+            parameters={"skip_blank": True, "auto_rotate": True, "low_confidence": -0.4, "max_continuations": 8},
+            media=(MediumView(media_class=MediaClass.DOCUMENT),),
+            answers=("Minutes of the meeting",),
+            output=Output(text="Minutes of the meeting", data={"format": "text"}),
+        ),
+        Example(
             title="Fields of a form as JSON",
             parameters={"output": "json"},
             media=(MediumView(media_class=MediaClass.IMAGE),),

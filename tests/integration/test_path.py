@@ -7,13 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from pydantic import SecretStr
 from sqlalchemy import text
 
+import deploy.demo
+from deploy.demo.documents import Style, draw_lines
+from deploy.demo.scoring import character_error_rate
 from deploy.local.servers import ObjectStore
 from pipelines.engine.fake import FakeEngine
+from pipelines.engine.load import load_engine
+from pipelines.engine.options import EngineOptions
 from pipelines.jobs.ids import uuid7
 from pipelines.kinds import registry
 from pipelines.settings import Settings
@@ -28,7 +34,7 @@ class World:
     """A tenant, a bucket, the two runtimes."""
 
     def __init__(self, settings: Settings, database: Database, s3: Any, bucket: str) -> None:
-        self.database, self.s3, self.bucket = database, s3, bucket
+        self.settings, self.database, self.s3, self.bucket = settings, database, s3, bucket
         self.cpu: CpuRuntime = cpu_runtime(settings)
         self.engine = FakeEngine()
         self.gpu: GpuRuntime = gpu_runtime(settings, self.engine)
@@ -59,7 +65,10 @@ class World:
 
     def results(self, job_id: uuid.UUID) -> list[Any]:
         with self.database.begin() as conn:
-            query = text("SELECT seq, text, attempt, media_hash FROM results WHERE job_id = :job ORDER BY seq")
+            query = text(
+                "SELECT seq, text, output, flags, attempt, media_hash, mean_logprob, tiles, prompt_tokens,"
+                " completion_tokens, provenance FROM results WHERE job_id = :job ORDER BY seq"
+            )
             return list(conn.execute(query, {"job": job_id}))
 
     def waiting_documents(self, job_id: uuid.UUID) -> list[int]:
@@ -262,3 +271,47 @@ def test_several_images_in_one_chat_reach_the_engine_together(world: World, tmp_
     world.run(job)
     assert world.rows(job, "state, tiles") == [("succeeded", 2)]
     assert "tiles 2" in world.results(job)[0].text
+
+
+LETTER = ["The committee met on", "Monday to discuss the", "new station. Total: 418", "Please reply by June 12"]
+
+
+def scanned(path: Path) -> str:
+    """Four pages at 144 dpi: one upright, one blank but for noise, one on its side, one on its head. The text."""
+    page = draw_lines(LETTER, style=Style(size=36, line_height=56))
+    noise = np.random.default_rng(3).normal(250, 3, (448, 448)).clip(0, 255).astype(np.uint8)
+    blank = Image.fromarray(noise).convert("RGB")
+    pages = [page.image, blank, page.image.rotate(-90), page.image.rotate(180)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], resolution=144, quality=95)
+    return page.text
+
+
+def test_a_scanned_document_is_read_upright_and_its_blank_page_is_not_asked_about(world: World, tmp_path: Path) -> None:
+    """With the bundled checkpoint, whose own confidence decides: it reads this page with some wrong letters."""
+    expected = scanned(tmp_path / "scan.pdf")
+    world.put("in/scan.pdf", tmp_path / "scan.pdf")
+    engine = load_engine(Path(deploy.demo.__path__[0]) / "checkpoint", EngineOptions(device="cpu", threads=1))
+    world.gpu.close()
+    world.gpu = gpu_runtime(world.settings, engine)
+    job = world.submit("ocr", {"type": "prefix", "url": f"s3://{world.bucket}/in/"})
+    try:
+        world.run(job)
+    finally:
+        engine.close()
+    upright, blank, side, head = world.results(job)
+    assert (upright.flags, upright.provenance["requests"]) == ([], 1)
+    assert (blank.text, blank.flags, blank.prompt_tokens, blank.completion_tokens, blank.tiles) == (
+        "",
+        ["blank"],
+        0,
+        0,
+        0,
+    )
+    for page, rotation in ((side, 270), (head, 180)):
+        assert page.flags == ["rotated"]
+        assert page.output == {"format": "text", "rotation": rotation}
+        assert page.provenance["requests"] == 4
+        assert page.completion_tokens > upright.completion_tokens
+    for page in (upright, side, head):
+        assert page.mean_logprob > -0.4
+        assert character_error_rate(page.text, expected) < 0.4

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from deploy.demo.random_checkpoint import write_random_checkpoint
-from pipelines.engine.guard import LEAST, LONGEST, REPEATS, repeating
+from pipelines.engine.guard import LEAST, LONGEST, REPEATED, REPEATS, SHORTEST, repeating, without_repetition
 from pipelines.engine.service import LocalEngine
 from pipelines.engine.types import EngineRequest, FinishReason, GenerationParams
 
@@ -99,3 +99,28 @@ def test_without_the_guard_a_loop_runs_to_its_limit(looping: Path, start: Callab
     answer = start(looping).submit(REQUEST).future.result(60)
     assert answer.completion_tokens == 600
     assert len(set(answer.token_ids)) == 1
+
+
+@given(
+    head=st.text(st.sampled_from("xyz\n"), max_size=20),
+    phrase=st.text(st.sampled_from("abcd "), min_size=1, max_size=30),
+    times=st.integers(REPEATED, 40),
+    tail=st.integers(0, 29),
+)
+def test_what_repeats_at_the_end_is_kept_once(head: str, phrase: str, times: int, tail: int) -> None:
+    """Also where the last time is cut short. Nothing that stood before is lost, and no repetition is left."""
+    text = head + phrase * max(times, -(-SHORTEST // len(phrase))) + phrase[:tail]
+    cut = without_repetition(text)
+    assert text.startswith(cut)
+    assert cut.startswith((head + phrase)[: len(head)].rstrip())
+    assert len(cut) <= len(head) + len(phrase)
+
+
+@given(st.text(max_size=SHORTEST - 1))
+def test_a_short_text_stays(text: str) -> None:
+    assert without_repetition(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "no repetition here at all", "Total ..... 12", "1 1 1 1 1", "na na na batman"])
+def test_text_that_does_not_end_in_a_loop_stays(text: str) -> None:
+    assert without_repetition(text) == text

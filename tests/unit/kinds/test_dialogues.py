@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pipelines.engine.types import Completion, FinishReason
 from pipelines.jobs.errors import InvalidParameter
-from pipelines.kinds.base import MediaClass, MediumView, placeholders
+from pipelines.kinds.base import Effort, MediaClass, MediumView, placeholders
 from pipelines.kinds.caption import KIND as CAPTION
 from pipelines.kinds.chat import KIND as CHAT
 from pipelines.kinds.ocr import KIND as OCR
@@ -87,6 +87,27 @@ def test_a_cut_off_answer_is_flagged() -> None:
 def test_a_degenerate_answer_is_flagged() -> None:
     output = OCR.parse(OCR.parse_parameters({}), (completion("a a a", degenerate=True),))
     assert output.flags == ("degenerate",)
+
+
+def test_what_a_degenerate_page_repeats_is_kept_once() -> None:
+    output = OCR.parse(OCR.parse_parameters({}), (completion("Total 12\n" + "na " * 99, degenerate=True),))
+    assert (output.text, output.flags) == ("Total 12\nna", ("degenerate",))
+
+
+@pytest.mark.parametrize("form", ["text", "markdown", "json"])
+def test_a_blank_page_has_no_text_in_any_form(form: str) -> None:
+    output = OCR.blank(OCR.parse_parameters({"output": form}))
+    assert output is not None
+    assert output.text == ""
+    assert output.data["format"] == form
+    assert OCR.blank(OCR.parse_parameters({"skip_blank": False})) is None
+
+
+def test_only_ocr_goes_beyond_one_answer() -> None:
+    effort = OCR.effort(OCR.parse_parameters({"max_continuations": 5, "low_confidence": None, "auto_rotate": False}))
+    assert effort == Effort(continuations=5)
+    assert CAPTION.effort(CAPTION.parse_parameters({})) == Effort()
+    assert CAPTION.blank(CAPTION.parse_parameters({})) is None
 
 
 def test_chat_history_pairs_up() -> None:

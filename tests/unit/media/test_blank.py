@@ -42,7 +42,7 @@ def disc(page: Image.Image, x: float, y: float, radius: float, shade: int) -> No
     ImageDraw.Draw(page).ellipse((x - radius, y - radius, x + radius, y + radius), fill=shade)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     word=st.sampled_from(["of", "it", "is", "no", "to", "an", "I", "7", "12", "ill", "Re", "the", "fin"]),
     x=st.floats(15, 1140),
@@ -60,13 +60,13 @@ def test_one_short_word_of_8_points_is_never_blank(
     assert not is_blank(noisy(page, noise, seed) if noise else page)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(shade=st.integers(0, 255), deviation=st.floats(0, 12), seed=seeds)
 def test_the_noise_of_a_scanner_is_blank(shade: int, deviation: float, seed: int) -> None:
     assert is_blank(noisy(sheet(shade), deviation, seed))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     corners=st.tuples(*[st.integers(190, 255)] * 4),
     seed=seeds,
@@ -76,7 +76,7 @@ def test_slight_shading_is_blank(corners: tuple[int, int, int, int], seed: int) 
     assert is_blank(noisy(shading, 3, seed))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(shade=paper, share=st.floats(0, 0.002), seed=seeds)
 def test_salt_and_pepper_is_blank(shade: int, share: float, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -87,7 +87,7 @@ def test_salt_and_pepper_is_blank(shade: int, share: float, seed: int) -> None:
     assert is_blank(Image.fromarray(pixels))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     # Apart from each other, as dust lies: two grains that touch are as large as a letter.
     places=st.sets(st.tuples(st.integers(1, 48), st.integers(1, 68)), max_size=40),
@@ -102,7 +102,7 @@ def test_specks_of_a_millimetre_are_blank(places: set[tuple[int, int]], radius: 
     assert is_blank(noisy(page, 3, seed))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     holes=st.sampled_from([2, 3, 4]),
     shade=st.integers(0, 180),
@@ -124,7 +124,7 @@ def test_punch_holes_alone_are_blank(holes: int, shade: int, radius: float, side
     assert is_blank(noisy(page.filter(ImageFilter.GaussianBlur(blur)), 3, seed))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     widths=st.tuples(*[st.integers(0, 80)] * 4),
     shade=st.integers(0, 150),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipelines.jobs.errors import (
     CorruptMedia,
@@ -83,6 +83,23 @@ def test_the_engine_that_tiles_by_itself_gets_the_picture(decoder: Decoder, tmp_
     assert isinstance(redone, EncodedPack)
     assert redone.images[0].mime == "image/png"
     assert redone.images[0].data.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("output", list(Output))
+def test_a_pack_says_whether_its_picture_is_blank(decoder: Decoder, tmp_path: Path, output: Output) -> None:
+    """For both kinds of engine; of tiles, their grid too."""
+    options = replace(OPTIONS, output=output)
+    page, written = Image.new("RGB", (600, 900), "white"), Image.new("RGB", (600, 900), "white")
+    ImageDraw.Draw(written).line((100, 100, 300, 400), fill="black", width=6)
+    for name, image, blank in (("page.png", page, "yes"), ("written.png", written, "no")):
+        image.save(tmp_path / name)
+        pack = decoder.prepare_image(tmp_path / name, options)
+        assert pack.meta["blank"] == blank
+        columns, _, rows = pack.meta.get("grid", "").partition("x")
+        if isinstance(pack, TilePack):
+            assert len(pack.tiles) == int(columns) * int(rows) + 1
+        else:
+            assert not columns
 
 
 def test_pages_come_in_order_and_a_bad_one_costs_itself(decoder: Decoder, tmp_path: Path) -> None:
