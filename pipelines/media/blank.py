@@ -29,6 +29,8 @@ _NOISE = 7.4  # times the median deviation: five standard deviations of Gaussian
 _BLOCK = 16  # pixels; the paper is the median over five by five blocks
 _CELL = 2  # pixels; a cell is inked where half of it is
 _SPECK = 8 // _CELL
+_FAR = 3  # pixels that are one from afar
+_WRITTEN = 1 / 32  # the share of ink, from afar, of a page that is certainly written
 _SEAM = 2  # cells
 _CROWDED = 1 / 64  # more inked cells than this are no dirt
 _HOLE = (0.012, 0.035)  # of the page's long side: 3.6 to 10 mm on A4
@@ -70,7 +72,18 @@ def is_blank(picture: Image.Image) -> bool:
     factor = round(max(picture.size) / REFERENCE)
     if factor > 1:
         picture = picture.reduce(factor)
-    return not any(_is_marked(plane) for plane in _planes(picture))
+    return not _is_written(picture) and not any(_is_marked(plane) for plane in _planes(picture))
+
+
+def _is_written(picture: Image.Image) -> bool:
+    """A glance that most pages end with: much ink, seen from afar, inside of where bands and holes may be."""
+    width, height = picture.size
+    left, top = int(width * _STRIP), int(height * _STRIP)
+    far = picture.convert("L").reduce(_FAR, (left, top, width - left, height - top))
+    if min(far.size) < _BLOCK:
+        return False
+    deviation = ImageChops.difference(far, _paper_of(far, _BLOCK // _FAR))
+    return sum(deviation.histogram()[CONTRAST:]) > far.width * far.height * _WRITTEN
 
 
 def _planes(picture: Image.Image) -> Iterator[Image.Image]:
@@ -110,14 +123,19 @@ def _bears_text(plane: Image.Image, box: Box, *, page: tuple[int, int] | None) -
 
 def _inked(part: Image.Image) -> NDArray[np.bool_]:
     """The cells with ink, `[rows, columns]`."""
-    blocks = part.reduce(_BLOCK).filter(ImageFilter.MedianFilter(5))
-    paper = blocks.resize(part.size, Image.Resampling.BILINEAR, box=(0, 0, part.width / _BLOCK, part.height / _BLOCK))
-    deviation = ImageChops.difference(part, paper)
+    deviation = ImageChops.difference(part, _paper_of(part, _BLOCK))
     middle = int(np.searchsorted(np.cumsum(deviation.histogram()), part.width * part.height / 2))
     least = min(_NOISIEST, max(CONTRAST, round(_NOISE * middle)))
     ink = deviation.point([255 * (level >= least) for level in range(256)])
     inked: NDArray[np.bool_] = np.asarray(ink.reduce(_CELL)) >= 255 // 2
     return inked
+
+
+def _paper_of(part: Image.Image, block: int) -> Image.Image:
+    """The shade around each pixel: the median over five by five blocks."""
+    blocks = part.reduce(block).filter(ImageFilter.MedianFilter(5))
+    whole = (0, 0, part.width / block, part.height / block)
+    return blocks.resize(part.size, Image.Resampling.BILINEAR, box=whole)
 
 
 def _marks(inked: NDArray[np.bool_]) -> Iterator[_Mark]:
