@@ -71,8 +71,9 @@ class Report:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "ledger": self.ledger.to_json(), "hits": self.hits}
+        """Plain values. The fault log as `seconds fault role hit`, one line each."""
+        log = [f"{entry['at']:.0f} {entry['fault']} {entry.get('role', '-')} {entry['hit']}" for entry in self.faults]
+        return {**asdict(self), "ledger": self.ledger.to_json(), "hits": self.hits, "faults": log}
 
 
 class _Meter:
