@@ -146,7 +146,17 @@ class Settings(BaseSettings):
         900, gt=0, description="claimable work without any progress for so long: the job is reported as stuck"
     )
     max_schedules: int = Field(100, ge=0, description="schedules of one tenant")
-    retention_days: int = Field(30, ge=1, description="results, items and uploads are kept for so long")
+    retention_days: int = Field(30, ge=1, description="results, items, uploads and webhooks' log are kept for so long")
+
+    # Webhooks
+    webhook_concurrency: int = Field(16, ge=1, le=256, description="webhooks that are sent at once")
+    webhook_endpoints_per_tenant: int = Field(20, ge=0, description="webhook endpoints of one tenant")
+    webhook_plain_http: bool = Field(default=False, description="webhooks may go to http addresses (for development)")
+    webhook_networks: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="networks that webhooks may reach though they are not public, such as `127.0.0.0/8` "
+        "(for development); comma separated",
+    )
 
     # The api
     api_host: str = Field("127.0.0.1", description="listen address")
@@ -167,7 +177,7 @@ class Settings(BaseSettings):
     )
     health_port: int = Field(0, ge=0, le=65535, description="port of a worker's health and metrics endpoint; 0: off")
 
-    @field_validator("allowed_buckets", "export_buckets", mode="before")
+    @field_validator("allowed_buckets", "export_buckets", "webhook_networks", mode="before")
     @classmethod
-    def _split_buckets(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

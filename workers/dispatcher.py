@@ -1,8 +1,8 @@
 """`python -m workers.dispatcher`: one leader moves work, a standby waits beside it.
 
 Seven threads, each a loop over short transactions: leadership (renew or try), wake-ups (LISTEN), dispatch, upkeep
-(sweeps, snapshots, endings), schedules, retention, watch (what alarms are raised on). Only the leader works; every
-write checks its epoch. SIGTERM ends the loops, gives the lead back, and exits 0.
+(sweeps, snapshots, endings), schedules, webhooks, retention, watch (what alarms are raised on). Only the leader works;
+every write checks its epoch. SIGTERM ends the loops, gives the lead back, and exits 0.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from workers.health import HealthServer
 from workers.publish import Publisher
 from workers.wakeups import WakeUps
 from workers.watch import Watch
+from workers.webhooks import Webhooks
 
 _log = structlog.get_logger(__name__)
 
@@ -96,6 +97,7 @@ class Process:
             retains, delete_blob=blobs.delete, list_blobs=blobs.list, days=settings.retention_days
         )
         self._watch = Watch(watches, self._broker, stuck_after=settings.stuck_job_seconds)
+        self._webhooks = Webhooks(settings, name)
         self._open_listener = _listener(dispatches.url, name)
 
     def run(self) -> int:
@@ -111,6 +113,7 @@ class Process:
             "dispatch": self._dispatch,
             "upkeep": self._keep_up,
             "schedules": self._fire,
+            "webhooks": self._notify,
             "retention": self._retain,
             "watch": self._look,
         }
@@ -125,9 +128,11 @@ class Process:
             _contact.set(time.monotonic() - self._leadership.contact)
         self._work.close()
         self._endings.close()
+        self._webhooks.wake()
         for thread in threads:
             thread.join(10)
         self._leadership.resign()
+        self._webhooks.close()
         self._broker.close()
         for database in self._databases:
             database.close()
@@ -181,6 +186,8 @@ class Process:
         reason = Wake(payload)
         if reason in STAGES:
             self._work.add(reason)
+        elif reason is Wake.WEBHOOK:
+            self._webhooks.wake()
         else:
             self._endings.add(reason)
 
@@ -259,6 +266,13 @@ class Process:
             if self._scheduler.record(epoch):
                 return
         self._stop.wait(IDLE)
+
+    def _notify(self) -> None:
+        epoch = self._leadership.epoch()
+        if epoch is None:
+            self._stop.wait(_STANDBY)
+            return
+        self._webhooks.step(epoch)
 
     def _retain(self) -> None:
         epoch = self._leadership.epoch()

@@ -1,4 +1,4 @@
-"""Retention: old months dropped, expired files, keys and packs collected, partitions created ahead.
+"""Retention: old months dropped, expired files, keys, packs and webhooks' log collected, partitions created ahead.
 
 A month goes when its end is older than the retention and no job of it is unfinished: its jobs' rows first, in batches,
 then the partitions with their documents, items and results. Blobs are deleted through a port, inside the transaction
@@ -30,6 +30,7 @@ from pipelines.store import (
     retention,
     schedule_runs,
     schedules,
+    webhook_retention,
     workers,
 )
 from pipelines.store.leader import Epoch
@@ -64,6 +65,7 @@ class Retained:
     exports: int = 0
     orphans: int = 0
     idempotency_keys: int = 0
+    events: int = 0
 
 
 class Retention:
@@ -98,6 +100,8 @@ class Retention:
         self._until_done(epoch, "forget_runs", self._forget_runs)
         self._until_done(epoch, "forget_schedules", schedules.forget)
         keys = self._until_done(epoch, "expire_idempotency_keys", idempotency.expire)
+        events = self._until_done(epoch, "expire_webhook_events", self._expire_events)
+        self._step(epoch, "forget_webhook_endpoints", webhook_retention.forget_endpoints)
         self._step(epoch, "forget_workers", lambda conn: workers.expire(conn, older_than=_FORGET_WORKERS))
         return Retained(
             partitions_created=created,
@@ -108,6 +112,7 @@ class Retention:
             exports=exported,
             orphans=self._orphans(epoch, PACK_PREFIX, packs.unknown) + self._orphans(epoch, FILE_PREFIX, files.unused),
             idempotency_keys=keys,
+            events=events,
         )
 
     def _step(self, epoch: Epoch, name: str, work: Callable[[Connection], int]) -> int:
@@ -167,6 +172,9 @@ class Retention:
         for key in files.unused(conn, [file.blob_key for file in gone]):
             self._delete_blob(key)
         return len(gone)
+
+    def _expire_events(self, conn: Connection) -> int:
+        return webhook_retention.expire_events(conn, older_than=self._age.total_seconds())
 
     def _collect_packs(self, conn: Connection) -> int:
         keys = packs.collect(conn, older_than=self._pack_age)

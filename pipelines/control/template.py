@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -43,6 +44,7 @@ class JobTemplate:
     def to_json(self) -> dict[str, Any]:
         """The form in `schedules.template`."""
         job = self.submission
+        told = job.webhook_endpoint_id
         return {
             "kind": job.kind,
             "parameters": dict(job.parameters),
@@ -51,12 +53,14 @@ class JobTemplate:
             "metadata": dict(job.metadata),
             "deadline_seconds": self.deadline_seconds,
             "export": None if job.export is None else {"url": job.export.url, "options": job.export.to_json()},
+            "webhook_endpoint_id": None if told is None else str(told),
         }
 
     @classmethod
     def from_json(cls, value: JsonObject) -> JobTemplate:
         """The inverse of `to_json`."""
         export = value["export"]
+        told = value.get("webhook_endpoint_id")  # of templates that are older than webhooks: none
         submission = Submission(
             kind=value["kind"],
             parameters=value["parameters"],
@@ -64,5 +68,6 @@ class JobTemplate:
             priority=JobPriority(value["priority"]),
             metadata=value["metadata"],
             export=None if export is None else ExportOptions.from_json(export["url"], export["options"]),
+            webhook_endpoint_id=None if told is None else uuid.UUID(told),
         )
         return cls(submission=submission, deadline_seconds=value["deadline_seconds"])

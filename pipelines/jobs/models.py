@@ -90,6 +90,7 @@ class Job:
     usage: JsonObject = field(default_factory=dict)
     schedule_id: uuid.UUID | None = None
     schedule_run_id: uuid.UUID | None = None
+    webhook_endpoint_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

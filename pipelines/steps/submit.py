@@ -28,7 +28,7 @@ from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
 from pipelines.settings import Settings
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
-from pipelines.store import files, jobs, tenants
+from pipelines.store import files, jobs, tenants, webhook_endpoints
 from pipelines.store.tenants import Tenant
 
 _LOOKUPS = 1_000
@@ -70,6 +70,7 @@ class Submission:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     deadline_at: datetime | None = None
     export: ExportOptions | None = None
+    webhook_endpoint_id: uuid.UUID | None = None
 
 
 def submit(
@@ -93,6 +94,7 @@ def submit(
             priority=submission.priority,
             deadline_at=submission.deadline_at,
             metadata=dict(submission.metadata),
+            webhook_endpoint_id=submission.webhook_endpoint_id,
         ),
     )
     if submission.export is not None:
@@ -112,6 +114,7 @@ def check(
     parameters = kind.validate(submission.parameters)
     if submission.deadline_at is not None and submission.deadline_at <= datetime.now(UTC):
         raise InvalidParameter("deadline_at lies in the past; leave it out or choose a later time", param="deadline_at")
+    _check_webhook(conn, tenant, submission.webhook_endpoint_id)
     count = _check_source(conn, kind, tenant, submission.source, parameters, rules)
     if quota:
         _check_quota(conn, tenant, count)
@@ -193,6 +196,14 @@ def _check_urls(conn: Connection, tenant: Tenant, entries: Sequence[tuple[str, s
         for param, file_id in part:
             if file_id not in found:
                 raise MediaNotFound(f"there is no uploaded file file-{file_id.hex}; upload it first", param=param)
+
+
+def _check_webhook(conn: Connection, tenant: Tenant, endpoint_id: uuid.UUID | None) -> None:
+    if endpoint_id is None:
+        return
+    # A disabled one is taken: it may be enabled before the job ends, and a receiver's 410 must not stop a schedule.
+    if webhook_endpoints.get(conn, tenant.tenant_id, endpoint_id) is None:
+        raise InvalidParameter("there is no such webhook endpoint; create it first", param="webhook.endpoint_id")
 
 
 def _check_quota(conn: Connection, tenant: Tenant, count: int) -> None:

@@ -55,9 +55,10 @@ __all__ = [
 # The job and its first snapshot are one fact.
 _INSERT = text("""
 WITH job AS (
-    INSERT INTO jobs (id, tenant_id, kind, parameters, source, metadata, priority, deadline_at, parent_id)
+    INSERT INTO jobs (id, tenant_id, kind, parameters, source, metadata, priority, deadline_at, parent_id,
+        webhook_endpoint_id)
     VALUES (:job_id, :tenant_id, :kind, CAST(:parameters AS jsonb), CAST(:source AS jsonb),
-            CAST(:metadata AS jsonb), :priority, :deadline_at, :parent_id)
+            CAST(:metadata AS jsonb), :priority, :deadline_at, :parent_id, :webhook_endpoint_id)
     RETURNING id, tenant_id, state, plan_state
 )
 INSERT INTO job_progress (job_id, tenant_id, state, plan_state) SELECT id, tenant_id, state, plan_state FROM job
@@ -73,7 +74,7 @@ WHERE j.id = :job_id
 _JOB = """
 SELECT j.id, j.tenant_id, j.kind, j.priority, j.parameters, j.source, j.metadata, j.created_at, j.started_at,
        j.finished_at, j.cancel_requested_at, j.deadline_at, j.parent_id, j.error_code, j.error_message,
-       j.schedule_id, j.schedule_run_id,
+       j.schedule_id, j.schedule_run_id, j.webhook_endpoint_id,
        p.state, p.plan_state, p.item_count, p.counts, p.errors, p.usage, p.version
 FROM jobs AS j JOIN job_progress AS p ON p.job_id = j.id
 """
@@ -113,6 +114,7 @@ class NewJob:
     deadline_at: datetime | None = None
     metadata: JsonObject = field(default_factory=dict)
     parent_id: uuid.UUID | None = None
+    webhook_endpoint_id: uuid.UUID | None = None
 
 
 def insert_job(conn: Connection, new: NewJob) -> None:
@@ -127,6 +129,7 @@ def insert_job(conn: Connection, new: NewJob) -> None:
         "priority": int(new.priority),
         "deadline_at": new.deadline_at,
         "parent_id": new.parent_id,
+        "webhook_endpoint_id": new.webhook_endpoint_id,
     }
     conn.execute(_INSERT, values)
     wake(conn, Wake.PLAN)
@@ -219,4 +222,5 @@ def _job(row: Row[tuple[object, ...]]) -> Job:
         usage=usage,
         schedule_id=row.schedule_id,
         schedule_run_id=row.schedule_run_id,
+        webhook_endpoint_id=row.webhook_endpoint_id,
     )

@@ -28,6 +28,7 @@ from pipelines.jobs.errors import StoreUnavailable
 from pipelines.jobs.states import JOB_ARROWS, ItemState, JobState, PlanState, roll_up
 from pipelines.store import exports
 from pipelines.store.values import announce_progress, to_json
+from pipelines.store.webhook_events import record_ending
 
 _log = structlog.get_logger(__name__)
 
@@ -251,7 +252,10 @@ def finished_jobs(conn: Connection, *, job_ids: Sequence[uuid.UUID] | None = Non
 
 
 def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
-    """End the job if its items and its plan say so: counted in full under its row's lock. None where it goes on."""
+    """End the job if its items and its plan say so: counted in full under its row's lock. None where it goes on.
+
+    The events of its end are written with it.
+    """
     job = conn.execute(_LOCK, {"job_id": job_id}).one_or_none()
     if job is None:
         return None
@@ -282,6 +286,7 @@ def finalise(conn: Connection, job_id: uuid.UUID) -> JobState | None:
     }
     conn.execute(_END_SNAPSHOT, values)
     exports.let_go(conn, job_id)
+    record_ending(conn, job_id)
     announce_progress(conn, job_id)
     return state
 

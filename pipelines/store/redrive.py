@@ -59,9 +59,9 @@ _UNPLANNED = text("SELECT count(*) FROM documents WHERE job_id = :child_id AND s
 _CHILD = text("""
 WITH child AS (
     INSERT INTO jobs (id, tenant_id, kind, parameters, source, metadata, priority, parent_id, state, plan_state,
-        started_at, item_count, document_count, schedule_id, schedule_run_id)
+        started_at, item_count, document_count, schedule_id, schedule_run_id, webhook_endpoint_id)
     SELECT :child_id, tenant_id, kind, parameters, source, metadata, priority, id, :state, 'done', now(),
-        :item_count, :document_count, schedule_id, schedule_run_id
+        :item_count, :document_count, schedule_id, schedule_run_id, webhook_endpoint_id
     FROM jobs WHERE id = :parent_id AND tenant_id = :tenant_id
     RETURNING id, tenant_id, state, plan_state, item_count
 )

@@ -39,10 +39,19 @@ from pipelines.store.columns import EMPTY, metadata, one_of, timestamp
 from pipelines.store.export_tables import export_shards, exports
 from pipelines.store.schedule_tables import schedule_objects, schedule_runs, schedules
 from pipelines.store.shared_tables import files, idempotency_keys, leader, packs, workers
+from pipelines.store.webhook_tables import (
+    batch_endings,
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_endpoints,
+    webhook_events,
+    webhook_secrets,
+)
 
 __all__ = [
     "PARTITIONED",
     "api_keys",
+    "batch_endings",
     "documents",
     "export_shards",
     "exports",
@@ -60,6 +69,11 @@ __all__ = [
     "schedule_runs",
     "schedules",
     "tenants",
+    "webhook_attempts",
+    "webhook_deliveries",
+    "webhook_endpoints",
+    "webhook_events",
+    "webhook_secrets",
     "workers",
 ]
 
@@ -109,6 +123,7 @@ jobs = Table(
     Column("priority", SmallInteger, nullable=False),
     Column("state", Text, nullable=False, server_default=text("'queued'")),
     Column("parent_id", Uuid, comment="the job whose failed items this one runs again"),
+    Column("webhook_endpoint_id", Uuid, comment="told of the end whatever it subscribes to"),
     Column("item_count", BigInteger, nullable=False, server_default=text("0"), comment="items planned; the next seq"),
     Column("document_count", BigInteger, nullable=False, server_default=text("0"), comment="documents; the next doc"),
     Column("plan_state", Text, nullable=False, server_default=text("'pending'")),

@@ -30,6 +30,7 @@ class Wake(enum.StrEnum):
     ENDED = "ended"
     CANCEL = "cancel"
     EXPORT = "export"
+    WEBHOOK = "webhook"
 
 
 def wake(conn: Connection, *reasons: Wake) -> None:
