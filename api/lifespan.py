@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from api.auth import Authenticator
 from api.metrics import Metrics
+from api.openai.batch_writer import write_forever
 from api.ratelimit import RateLimiter
 from api.services import Services, transact
 from api.snapshots import Snapshots
@@ -75,9 +76,12 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
                 threads=threads,
                 hint_threads=anyio.CapacityLimiter(_HINTS),
             )
+            made.background(write_forever(made))
             try:
                 yield made
             finally:
+                for task in made.tasks:
+                    task.cancel()
                 await asyncio.gather(*made.tasks, return_exceptions=True)
     finally:
         await limiter.close()

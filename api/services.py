@@ -20,9 +20,11 @@ from api.ratelimit import RateLimiter
 from api.snapshots import Snapshots
 from api.watch import JobWatch
 from pipelines.blobs.base import BlobStore, ObjectReader
+from pipelines.control.courier import address_policy
 from pipelines.control.exports.target import ExportRules
 from pipelines.control.messages import PlanMessage
 from pipelines.jobs.errors import BrokerUnavailable
+from pipelines.media.ssrf import AddressPolicy
 from pipelines.settings import Settings
 from pipelines.steps.submit import SubmitRules, submit_rules
 from pipelines.store.session import Database
@@ -64,6 +66,12 @@ class Services:
         """Where results may be exported to."""
         return self.submit_rules.exports
 
+    @property
+    def webhook_policy(self) -> AddressPolicy:
+        """What webhooks may reach."""
+        settings = self.settings
+        return address_policy(plain_http=settings.webhook_plain_http, networks=settings.webhook_networks)
+
     async def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction, on a thread. Raises `StoreUnavailable` and whatever `work` raises."""
         return await transact(self.database, self.threads, work)
@@ -77,7 +85,7 @@ class Services:
         self.loop.call_soon_threadsafe(self.watch.release)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work that nobody waits for; what is undone when the process ends must be found again by itself."""
+        """Do work beside the requests until the server stops; what is undone then must be found again by itself."""
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

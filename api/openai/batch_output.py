@@ -1,14 +1,14 @@
 """A batch's output and error files, written once it has ended: JSON Lines in OpenAI's form, in flat memory.
 
 The files' ids follow from the job's, so two replicas that write at once write the same, and a server that dies while it
-writes is made up for by the next request.
+writes is made up for by the next one (`api.openai.batch_writer`).
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipelines.store import files
 from pipelines.store.files import NewFile
 
 _PAGE = 500
+_KEPT = timedelta(days=30)
 _UNANSWERED = {"deadline_exceeded": "batch_expired", None: "batch_cancelled"}
 _STATES = {"output": (ItemState.SUCCEEDED,), "error": (ItemState.FAILED, ItemState.CANCELLED)}
 
@@ -40,12 +41,39 @@ def wanted(view: JobView) -> tuple[str, ...]:
     return tuple(which for which, states in _STATES.items() if any(counts.get(state) for state in states))
 
 
-def write(services: Services, view: JobView, which: str, *, model: str, kept: timedelta) -> None:
-    """Write one of the files and record it. Repeatable."""
+def kept(view: JobView) -> timedelta:
+    """For how long the files are kept."""
+    seconds = view.job.source.get("kept_seconds")
+    return _KEPT if seconds is None else timedelta(seconds=int(seconds))
+
+
+def outlived(view: JobView) -> bool:
+    """True once the files have expired: they are not written any more."""
+    ended = view.job.finished_at
+    return ended is not None and ended + kept(view) <= datetime.now(UTC)
+
+
+class _Superseded(Exception):
+    """Another server writes the file now."""
+
+
+def write(services: Services, view: JobView, which: str, *, renew: Callable[[], bool]) -> bool:
+    """Write one of the files and record it. Repeatable.
+
+    `renew` is called before each page of results; where it says False, the writing ends with that answer.
+    """
+    try:
+        _write(services, view, which, renew)
+    except _Superseded:
+        return False
+    return True
+
+
+def _write(services: Services, view: JobView, which: str, renew: Callable[[], bool]) -> None:
     job = view.job
     file_id = file_id_of(job.job_id, which)
     key = f"files/{job.tenant_id}/{file_id}"
-    stat = services.blobs.put(key, _lines(services, view, which, model))
+    stat = services.blobs.put(key, _lines(services, view, which, renew))
     new = NewFile(
         file_id=file_id,
         tenant_id=job.tenant_id,
@@ -55,7 +83,7 @@ def write(services: Services, view: JobView, which: str, *, model: str, kept: ti
         size=stat.size,
         sha256=stat.sha256 or "",
         media_type="application/jsonl",
-        expires_at=datetime.now(UTC) + kept,
+        expires_at=datetime.now(UTC) + kept(view),
     )
     try:
         with services.database.begin() as conn:
@@ -71,9 +99,11 @@ def missing(conn: Connection, view: JobView) -> tuple[str, ...]:
     return tuple(which for which, file_id in ids.items() if file_id not in found)
 
 
-def _lines(services: Services, view: JobView, which: str, model: str) -> Iterator[bytes]:
-    after = -1
+def _lines(services: Services, view: JobView, which: str, renew: Callable[[], bool]) -> Iterator[bytes]:
+    after, model = -1, services.settings.model_name
     while True:
+        if not renew():
+            raise _Superseded
         with services.database.begin() as conn:
             page = query.read_results(
                 conn, view.job.tenant_id, view.job.job_id, states=_STATES[which], after=after, limit=_PAGE

@@ -1,7 +1,7 @@
 """`/v1/batches`: a batch is a job of kind `chat` whose source is an uploaded file of requests.
 
-Nothing is stored beside the job: a batch's status follows from the job's state, and its files are written when somebody
-first looks at the ended batch (`finalizing` until they are there).
+Nothing is stored beside the job: a batch's status follows from the job's state, and its files are written as soon as it
+has ended (`api.openai.batch_writer`; `finalizing` until they are there).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-import structlog
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 from pydantic import Field
@@ -28,25 +27,22 @@ from api.schemas.base import Request
 from api.services import Services
 from pipelines.control import cancel, query
 from pipelines.control.query import JobView
-from pipelines.jobs.errors import BatchsightError, DeadlineExceeded, NotFound, RequestTooLarge
+from pipelines.jobs.batches import batch_end
+from pipelines.jobs.errors import NotFound, RequestTooLarge
 from pipelines.jobs.ids import uuid7
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
 from pipelines.steps.batch_file import ENDPOINT, BatchCheck, check_batch
 from pipelines.steps.submit import Submission, submit
-from pipelines.store import files, jobs, progress
+from pipelines.store import batch_endings, files, jobs, progress
 from pipelines.store.tenants import Principal
 
 router = APIRouter(prefix="/v1/batches", tags=["openai"], route_class=StrictRoute, responses=PROBLEMS)
 
-_log = structlog.get_logger(__name__)
 _ID = re.compile(r"\Abatch_([0-9a-f]{32})\Z")
 _MARK = "openai.batch"
-_LATE = DeadlineExceeded.code
 _WINDOW = timedelta(hours=24)
-_KEPT = timedelta(days=30)
 _PLACEHOLDER = {"messages": [{"role": "user", "content": "-"}]}  # every line brings its own
-_writing: set[uuid.UUID] = set()
 
 
 class ExpiresAfter(Request):
@@ -104,7 +100,7 @@ async def list_batches(
 ) -> JSONResponse:
     """Newest first."""
 
-    def work(conn: Connection) -> list[tuple[JobView, tuple[str, ...]]]:
+    def work(conn: Connection) -> list[tuple[JobView, bool]]:
         found = jobs.list_jobs(
             conn,
             caller.tenant_id,
@@ -113,11 +109,11 @@ async def list_batches(
             source_type="batch",  # whoever puts the mark on another job has made no batch of it
             metadata={_MARK: "1"},
         )
-        views = [JobView(job=job) for job in found]
-        return [(view, _missing(conn, view)) for view in views]
+        unwritten = batch_endings.unwritten(conn, [job.job_id for job in found])
+        return [(JobView(job=job), job.job_id not in unwritten) for job in found]
 
     found = await services.transact(work)
-    shown = [_settled(services, view, missing) for view, missing in found[:limit]]
+    shown = [_shown(services, view, written=written) for view, written in found[:limit]]
     return JSONResponse(page_of(shown, "id", more=len(found) > limit))
 
 
@@ -131,12 +127,8 @@ async def list_batches(
 async def get_batch(batch_id: str, services: ServicesDep, caller: JobsRead) -> JSONResponse:
     """Its status and counts; its files once it has ended."""
 
-    def work(conn: Connection) -> tuple[JobView, tuple[str, ...]]:
-        view = _found(conn, caller, batch_id)
-        return view, _missing(conn, view)
-
-    view, missing = await services.transact(work)
-    return JSONResponse(_settled(services, view, missing))
+    view, written = await services.transact(lambda conn: _found_and_written(conn, caller, batch_id))
+    return JSONResponse(_shown(services, view, written=written))
 
 
 @router.post(
@@ -149,13 +141,13 @@ async def get_batch(batch_id: str, services: ServicesDep, caller: JobsRead) -> J
 async def cancel_batch(batch_id: str, services: ServicesDep, caller: JobsWrite) -> JSONResponse:
     """What has been answered is kept."""
 
-    def work(conn: Connection) -> JobView:
+    def work(conn: Connection) -> tuple[JobView, bool]:
         cancel.request(conn, caller.tenant_id, _found(conn, caller, batch_id).job.job_id)
-        return _found(conn, caller, batch_id)
+        return _found_and_written(conn, caller, batch_id)
 
-    view = await services.transact(work)
+    view, written = await services.transact(work)
     await services.hint_cancel(view.job.job_id)
-    return JSONResponse(_settled(services, view, batch_output.wanted(view) if view.job.state.terminal else ()))
+    return JSONResponse(_shown(services, view, written=written))
 
 
 def _submission(body: BatchRequest, file_id: uuid.UUID, checked: BatchCheck) -> Submission:
@@ -200,42 +192,9 @@ def _found(conn: Connection, caller: Principal, batch_id: str) -> JobView:
     return view
 
 
-def _missing(conn: Connection, view: JobView) -> tuple[str, ...]:
-    if not view.job.state.terminal or _outlived(view):
-        return ()
-    return batch_output.missing(conn, view)
-
-
-def _kept(view: JobView) -> timedelta:
-    seconds = view.job.source.get("kept_seconds")
-    return _KEPT if seconds is None else timedelta(seconds=int(seconds))
-
-
-def _outlived(view: JobView) -> bool:
-    """True once the files have expired: they are not written again."""
-    ended = view.job.finished_at
-    return ended is not None and ended + _kept(view) <= datetime.now(UTC)
-
-
-def _settled(services: Services, view: JobView, missing: tuple[str, ...]) -> dict[str, Any]:
-    """The batch as it is shown; files that are missing are written meanwhile."""
-    if missing and view.job.job_id not in _writing:
-        _writing.add(view.job.job_id)
-        services.background(_write(services, view, missing))
-    return _shown(services, view, written=not missing)
-
-
-async def _write(services: Services, view: JobView, missing: tuple[str, ...]) -> None:
-    model = services.settings.model_name
-    try:
-        for which in missing:
-            await services.in_thread(
-                lambda which=which: batch_output.write(services, view, which, model=model, kept=_kept(view))  # type: ignore[misc]
-            )
-    except BatchsightError as error:
-        _log.warning("batch_output_failed", job_id=str(view.job.job_id), error=repr(error))
-    finally:
-        _writing.discard(view.job.job_id)
+def _found_and_written(conn: Connection, caller: Principal, batch_id: str) -> tuple[JobView, bool]:
+    view = _found(conn, caller, batch_id)
+    return view, not batch_endings.unwritten(conn, [view.job.job_id])
 
 
 def _status(view: JobView, *, written: bool) -> str:
@@ -248,11 +207,9 @@ def _status(view: JobView, *, written: bool) -> str:
         return "cancelling" if job.cancel_requested_at else "in_progress"
     if not written:
         return "cancelling" if job.state is JobState.CANCELLED else "finalizing"
-    if job.state is JobState.CANCELLED:
-        return "cancelled"
-    if _LATE in job.errors or job.error_code == _LATE:
-        return "expired"
-    return "failed" if job.error_code and not view.ended else "completed"
+    return batch_end(
+        refused=False, state=job.state, error_code=job.error_code, ended=view.ended, errors=job.errors
+    ).value
 
 
 def _shown(services: Services, view: JobView, *, written: bool) -> dict[str, Any]:
