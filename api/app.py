@@ -13,7 +13,20 @@ from api.metrics import Metrics
 from api.middleware import BodyLimit, Observe, Scope
 from api.openai import batches, chat, models
 from api.polls import Polls
-from api.routes import admin, events, exports, files, health, items, jobs, kinds, results, schedules, usage
+from api.routes import (
+    admin,
+    events,
+    exports,
+    files,
+    health,
+    items,
+    jobs,
+    kinds,
+    results,
+    schedules,
+    usage,
+    webhook_endpoints,
+)
 from pipelines.settings import Settings
 
 _FORM_OVERHEAD = 1024 * 1024
@@ -34,6 +47,7 @@ _TAGS = [
     {"name": "exports", "description": "Results as objects: shards and a manifest"},
     {"name": "schedules", "description": "Jobs that repeat"},
     {"name": "files", "description": "Uploads, in OpenAI's form"},
+    {"name": "webhooks", "description": "Who is told when a job ends"},
     {"name": "kinds", "description": "What can be asked"},
     {"name": "usage", "description": "What was spent"},
     {"name": "openai", "description": "What OpenAI's own clients call"},
@@ -53,7 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_tags=_TAGS,
         lifespan=lifespan(chosen, metrics),
     )
-    native = (jobs, items, results, exports, events, schedules, files, kinds, usage)
+    native = (jobs, items, results, exports, events, schedules, files, webhook_endpoints, kinds, usage)
     for resource in (*native, chat, batches, models, admin, health):
         app.include_router(resource.router)
     errors.install(app)

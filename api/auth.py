@@ -13,7 +13,7 @@ from pipelines.jobs.errors import ConfigurationError, Unauthenticated
 from pipelines.store import tenants
 from pipelines.store.tenants import Principal
 
-SCOPES = ("jobs:read", "jobs:write", "files:read", "files:write", "admin")
+SCOPES = ("jobs:read", "jobs:write", "files:read", "files:write", "webhooks:read", "webhooks:write", "admin")
 """What a key may be allowed; `admin` covers `/v1/admin`, not the others."""
 
 _LONGEST_KEY = 256

@@ -58,6 +58,8 @@ JobsRead = Annotated[Principal, Depends(caller_with("jobs:read"))]
 JobsWrite = Annotated[Principal, Depends(caller_with("jobs:write"))]
 FilesRead = Annotated[Principal, Depends(caller_with("files:read"))]
 FilesWrite = Annotated[Principal, Depends(caller_with("files:write"))]
+WebhooksRead = Annotated[Principal, Depends(caller_with("webhooks:read"))]
+WebhooksWrite = Annotated[Principal, Depends(caller_with("webhooks:write"))]
 Admin = Annotated[Principal, Depends(caller_with("admin"))]
 
 Limit = Annotated[int, Query(ge=1, le=1_000, description="entries a page")]

@@ -34,6 +34,7 @@ def schedule(found: Schedule, last_run: ScheduleRun | None) -> schema.Schedule:
             metadata=dict(job.metadata),
             deadline_seconds=template.deadline_seconds,
             export=None if job.export is None else {"url": job.export.url, **job.export.to_json()},
+            webhook_endpoint_id=job.webhook_endpoint_id,
         ),
         overlap=rules.overlap,
         catch_up=rules.catch_up,

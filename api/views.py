@@ -45,6 +45,7 @@ def job(view: JobView, *, gpu_second_cost: float) -> schema.Job:
         parent_id=found.parent_id,
         schedule_id=found.schedule_id,
         schedule_run_id=found.schedule_run_id,
+        webhook_endpoint_id=found.webhook_endpoint_id,
         version=found.version,
         created_at=found.created_at,
         started_at=found.started_at,

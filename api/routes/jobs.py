@@ -197,6 +197,7 @@ def submission_of(body: schema.JobRequest) -> Submission:
         metadata=body.metadata,
         deadline_at=body.deadline_at,
         export=None if body.export is None else body.export.options(),
+        webhook_endpoint_id=body.webhook.endpoint_id if body.webhook else None,
     )
 
 

@@ -10,8 +10,15 @@ from pydantic import Field
 
 from api.schemas.base import Answer, Id, Moment, Request
 
-Scope = Literal["jobs:read", "jobs:write", "files:read", "files:write", "admin"]
-_DEFAULT_SCOPES: list[Scope] = ["jobs:read", "jobs:write", "files:read", "files:write"]
+Scope = Literal["jobs:read", "jobs:write", "files:read", "files:write", "webhooks:read", "webhooks:write", "admin"]
+_DEFAULT_SCOPES: list[Scope] = [
+    "jobs:read",
+    "jobs:write",
+    "files:read",
+    "files:write",
+    "webhooks:read",
+    "webhooks:write",
+]
 
 
 class KindInfo(Answer):

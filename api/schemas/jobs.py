@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from api.ids import FileId
-from api.schemas.base import Answer, Metadata, Moment, Request
+from api.schemas.base import Answer, Id, Metadata, Moment, Request
 from api.schemas.exports import ExportRequest
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
@@ -109,6 +109,12 @@ class NoSource(Request):
 Source = Annotated[MediaSource | PrefixSource | ManifestSource | FilesSource | NoSource, Field(discriminator="type")]
 
 
+class JobWebhook(Request):
+    """Who is told of this job's end beside those who subscribe to its event."""
+
+    endpoint_id: Id = Field(description="a webhook endpoint of yours, whatever it subscribes to")
+
+
 class JobRequest(Request):
     """One job of one kind over one source. `parameters` are the kind's; see `GET /v1/kinds`."""
 
@@ -120,6 +126,7 @@ class JobRequest(Request):
     deadline_at: Moment | None = Field(None, description="items that have not run by then fail")
     dry_run: bool = Field(default=False, description="count and estimate, run and store nothing; answered with 200")
     export: ExportRequest | None = Field(None, description="write the results to objects when the job ends, in any way")
+    webhook: JobWebhook | None = None
 
 
 class RedriveRequest(Request):
@@ -181,6 +188,7 @@ class Job(Answer):
     parent_id: uuid.UUID | None = None
     schedule_id: uuid.UUID | None = Field(None, description="the schedule it is a run of, or a redrive of one")
     schedule_run_id: uuid.UUID | None = None
+    webhook_endpoint_id: uuid.UUID | None = None
     version: int
     created_at: datetime
     started_at: datetime | None = None

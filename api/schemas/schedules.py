@@ -131,6 +131,7 @@ class Template(Answer):
     metadata: dict[str, Any]
     deadline_seconds: int | None = None
     export: dict[str, Any] | None = None
+    webhook_endpoint_id: uuid.UUID | None = None
 
 
 class Schedule(Answer):

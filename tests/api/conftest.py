@@ -18,6 +18,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from api.app import create_app
+from api.auth import SCOPES
 from api.client import Client, RetryPolicy
 from deploy.local.servers import ObjectStore
 from pipelines.settings import Settings
@@ -25,7 +26,7 @@ from pipelines.store import tenants
 from pipelines.store.session import Database
 
 PEPPER = "p" * 40
-ALL_SCOPES = ("jobs:read", "jobs:write", "files:read", "files:write", "admin")
+ALL_SCOPES = SCOPES
 
 
 @dataclasses.dataclass(frozen=True)

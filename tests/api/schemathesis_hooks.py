@@ -27,6 +27,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     for name, value in dict(case.headers or {}).items():
         if name.lower() == "idempotency-key" and isinstance(value, str) and _KEY.match(value):
             case.headers[name] = f"{value.strip(chr(34))}{next(_numbers)}"
+    if case.operation.path.endswith("/test"):
+        case.query = {**(case.query or {}), "wait": 0}  # nobody sends here: a sample would be waited for in vain
     if isinstance(case.body, dict) and {"kind", "source"} <= set(case.body):
         case.body = _mended(case.body)  # jobs alone: a body that is set anew is judged anew, and forms fail that
 
