@@ -72,6 +72,7 @@ def submit(
     deadline: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%dT%H:%M:%S%z"], help="Items that have not run by then fail.")
     ] = None,
+    webhook: Annotated[str | None, typer.Option(help="An endpoint that is told of its end; see `webhook`.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Submit once, however often this is repeated.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count and estimate; run and store nothing.")] = False,
     wait: Wait = False,
@@ -102,6 +103,7 @@ def submit(
             priority=priority.value,
             metadata=pairs(metadata, "--metadata"),
             deadline=deadline,
+            webhook=webhook,
             idempotency_key=idempotency_key,
         )
         if wait:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from api.cli import admin, bench, exports, files, jobs, model, output, schedules, server
+from api.cli import admin, bench, exports, files, jobs, model, output, schedules, server, webhooks
 from api.cli.context import Options
 from api.cli.exits import ExitCode, of_error
 from api.client import BatchsightError as ClientError
@@ -50,6 +50,7 @@ app.command()(bench.bench)
 exports.register(app)
 app.add_typer(schedules.app, name="schedule")
 app.add_typer(files.app, name="files")
+app.add_typer(webhooks.app, name="webhook")
 app.add_typer(admin.app, name="admin")
 app.add_typer(model.app, name="model")
 server.register(app)

@@ -25,6 +25,7 @@ from .estimating import Estimate
 from .models import Export, Failure, File, Item, Job, KindInfo, Result, Usage, UsageReport
 from .retry import RetryPolicy
 from .schedule_models import PreviewTime, Schedule, ScheduleRun
+from .webhook_models import WebhookAttempt, WebhookDelivery, WebhookEndpoint, WebhookTest
 
 __all__ = [
     "ApiError",
@@ -55,4 +56,8 @@ __all__ = [
     "Usage",
     "UsageReport",
     "WaitTimeout",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookTest",
 ]

@@ -10,7 +10,16 @@ from typing import TypeVar
 import anyio
 import httpx2
 
-from . import estimating, exporting, file_operations, following, operations, saving, schedule_operations
+from . import (
+    estimating,
+    exporting,
+    file_operations,
+    following,
+    operations,
+    saving,
+    schedule_operations,
+    webhook_operations,
+)
 from .binding import async_iterating, awaiting
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -71,6 +80,26 @@ class AsyncSchedules:
     preview = awaiting(schedule_operations.preview)
 
 
+class AsyncWebhooks:
+    """`client.webhooks`: who is told when a job ends."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = awaiting(webhook_operations.create)
+    get = awaiting(webhook_operations.get)
+    list = async_iterating(webhook_operations.listed)
+    update = awaiting(webhook_operations.update)
+    delete = awaiting(webhook_operations.delete)
+    rotate = awaiting(webhook_operations.rotate)
+    test = awaiting(webhook_operations.send_test)
+    deliveries = async_iterating(webhook_operations.deliveries)
+    replay = awaiting(webhook_operations.replay)
+    replay_failed = awaiting(webhook_operations.replay_failed)
+
+
 class AsyncClient:
     """Speaks to a Batchsight api from an event loop. Arguments as for `Client`."""
 
@@ -92,6 +121,7 @@ class AsyncClient:
         self.files = AsyncFiles(self)
         self.schedules = AsyncSchedules(self)
         self.exports = AsyncExports(self)
+        self.webhooks = AsyncWebhooks(self)
 
     submit = awaiting(operations.submit)
     estimate = awaiting(estimating.estimate)

@@ -10,7 +10,16 @@ from typing import TypeVar
 
 import httpx2
 
-from . import estimating, exporting, file_operations, following, operations, saving, schedule_operations
+from . import (
+    estimating,
+    exporting,
+    file_operations,
+    following,
+    operations,
+    saving,
+    schedule_operations,
+    webhook_operations,
+)
 from .binding import blocking, iterating
 from .calls import Answer, Call, Emit, Listing, More, Operation, Pause, Piece
 from .retry import RetryPolicy
@@ -71,6 +80,26 @@ class Schedules:
     preview = blocking(schedule_operations.preview)
 
 
+class Webhooks:
+    """`client.webhooks`: who is told when a job ends."""
+
+    def __init__(self, client: Client) -> None:
+        self.retry = client.retry
+        self.drive = client.drive
+        self.iterate = client.iterate
+
+    create = blocking(webhook_operations.create)
+    get = blocking(webhook_operations.get)
+    list = iterating(webhook_operations.listed)
+    update = blocking(webhook_operations.update)
+    delete = blocking(webhook_operations.delete)
+    rotate = blocking(webhook_operations.rotate)
+    test = blocking(webhook_operations.send_test)
+    deliveries = iterating(webhook_operations.deliveries)
+    replay = blocking(webhook_operations.replay)
+    replay_failed = blocking(webhook_operations.replay_failed)
+
+
 class Client:
     """Speaks to a Batchsight api. Safe to share between threads; close it, or use it as a context manager.
 
@@ -95,6 +124,7 @@ class Client:
         self.files = Files(self)
         self.schedules = Schedules(self)
         self.exports = Exports(self)
+        self.webhooks = Webhooks(self)
 
     submit = blocking(operations.submit)
     estimate = blocking(estimating.estimate)

@@ -87,6 +87,7 @@ class Job:
     parent_id: str | None = None
     schedule_id: str | None = None
     schedule_run_id: str | None = None
+    webhook_endpoint_id: str | None = None
     eta_seconds: float | None = None
     queue_position: int | None = None
     usage: Usage = field(default_factory=Usage)
@@ -127,6 +128,7 @@ class Job:
             parent_id=value.get("parent_id"),
             schedule_id=value.get("schedule_id"),
             schedule_run_id=value.get("schedule_run_id"),
+            webhook_endpoint_id=value.get("webhook_endpoint_id"),
             eta_seconds=value.get("eta_seconds"),
             queue_position=value.get("queue_position"),
             usage=Usage.from_json(value.get("usage") or {}),

@@ -30,11 +30,13 @@ def submit(
     metadata: Mapping[str, Any] | None = None,
     deadline: datetime | None = None,
     export: Mapping[str, Any] | None = None,
+    webhook: str | None = None,
     idempotency_key: str | None = None,
 ) -> Operation[Job]:
     """Submit a job. An idempotency key is added, so that a retry never makes a second job.
 
     `export`: options of `exports.create`; the results are written when the job ends.
+    `webhook`: the id of an endpoint that is told of its end, whatever it subscribes to.
     """
     body: dict[str, Any] = {
         "kind": kind,
@@ -47,6 +49,8 @@ def submit(
         body["deadline_at"] = _moment(deadline)
     if export is not None:
         body["export"] = dict(export)
+    if webhook is not None:
+        body["webhook"] = {"endpoint_id": webhook}
     key = idempotency_key or str(uuid.uuid4())
     reply = yield from exchange(
         Call(method="POST", path="/v1/jobs", json=body, headers={"idempotency-key": key}), core.retry
