@@ -86,7 +86,7 @@ def test_every_secret_of_compose_must_be_given_and_is_in_the_example() -> None:
     used = dict(re.findall(r"\$\{(\w+)(:\?|:-)?", text))
     example = (DEPLOY / "compose" / ".env.example").read_text(encoding="utf-8")
     assert set(used) == set(re.findall(r"^(\w+)=", example, re.MULTILINE))
-    assert {name for name, form in used.items() if form != ":?"} == {"ALLOWED_BUCKETS"}
+    assert {name for name, form in used.items() if form != ":?"} == {"ALLOWED_BUCKETS", "EXPORT_BUCKETS"}
     assert not re.findall(r"^\w*(?:PASSWORD|PEPPER|KEY\w*)=.+$", example, re.MULTILINE)
 
 

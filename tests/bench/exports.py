@@ -27,25 +27,25 @@ from pipelines.store import export_leases, exports, tenants
 from pipelines.store.session import Database
 from tests.bench.orchestration_stack import Figures, bench
 
-_JOB = """
+JOB = """
 INSERT INTO jobs (id, tenant_id, kind, parameters, source, priority, state, plan_state, item_count, document_count,
     finished_at) VALUES (%(job)s, %(tenant)s, 'ocr', '{}', '{}', 1, 'succeeded', 'done', %(rows)s, %(rows)s, now());
 """
-_PROGRESS = """
+PROGRESS = """
 INSERT INTO job_progress (job_id, tenant_id, state, plan_state, item_count, counts)
 VALUES (%(job)s, %(tenant)s, 'succeeded', 'done', %(rows)s, jsonb_build_object('succeeded', %(rows)s::bigint))
 """
-_DOCUMENTS = """
+DOCUMENTS = """
 INSERT INTO documents (job_id, doc, tenant_id, name, media, state)
 SELECT %(job)s, n, %(tenant)s, 'scans/2026/' || n || '.png', '[{"url": "s3://scans/x"}]', 'done'
 FROM generate_series(0, %(rows)s::bigint - 1) AS n
 """
-_ITEMS = """
+ITEMS = """
 INSERT INTO items (job_id, seq, tenant_id, doc, state, attempt, pack_key, tiles, media_hash, finished_at)
 SELECT %(job)s, n, %(tenant)s, n, 'succeeded', 2, 'packs/x', 13, md5(n::text), now()
 FROM generate_series(0, %(rows)s::bigint - 1) AS n
 """
-_RESULTS = """
+RESULTS = """
 INSERT INTO results (job_id, seq, tenant_id, attempt, text, output, finish_reason, media_hash, prompt_tokens,
     cached_tokens, completion_tokens, tiles, device_seconds, mean_logprob, provenance)
 SELECT %(job)s, n, %(tenant)s, 2, 'Invoice ' || n || repeat(E'\n' || md5(n::text) || ' 12.50 EUR', 12),
@@ -81,7 +81,7 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
             tenant = tenants.create_tenant(conn, "bench").tenant_id
         job = uuid7()
         with psycopg.connect(database.url, autocommit=True) as conn:
-            for sql in (_JOB, _PROGRESS, _DOCUMENTS, _ITEMS, _RESULTS):
+            for sql in (JOB, PROGRESS, DOCUMENTS, ITEMS, RESULTS):
                 conn.execute(sql, {"job": job, "tenant": tenant, "rows": chosen.rows})
             for table in ("documents", "items", "results"):
                 conn.execute(f"VACUUM ANALYZE {table}")
