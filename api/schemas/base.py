@@ -12,6 +12,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 T = TypeVar("T")
 
+BUCKET = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/"
+"""How an address in S3 begins, as a pattern."""
+
 Id = Annotated[uuid.UUID, Field(strict=False)]
 """A UUID in a request body, where it is a string."""
 

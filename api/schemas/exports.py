@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from api.schemas.base import Answer, Request
+from api.schemas.base import BUCKET, Answer, Request
 from pipelines.jobs.exports import Compression, ExportFormat, ExportOptions, FileContent, MiB
 from pipelines.jobs.states import ExportState
+
+# As for a job's addresses: what refuses one says better what to change than a pattern could.
+_PART = r"[^/\\*?\[\]{}\x00-\x1f\x7f.][^/\\*?\[\]{}\x00-\x1f\x7f]*"
+_PREFIX = {"pattern": rf"^{BUCKET}(?:{_PART}/)*$"}
+
+# Files are not packed, and only files have a choice of content.
+_TOGETHER: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"format": {"enum": ["jsonl", "parquet"]}, "content": {"const": "markdown"}}},
+        {
+            "required": ["format"],
+            "properties": {"format": {"const": "files"}, "compression": {"enum": [None, "none"]}},
+        },
+    ]
+}
 
 Format = Literal["jsonl", "parquet", "files"]
 Codec = Literal["none", "gzip", "zstd"]
@@ -20,7 +35,9 @@ Content = Literal["markdown", "text", "json"]
 class ExportRequest(Request):
     """Where results are written to, and in which form."""
 
-    url: Annotated[str, Field(min_length=6, max_length=1_024)] | None = Field(
+    model_config = ConfigDict(json_schema_extra=_TOGETHER)
+
+    url: Annotated[str, Field(min_length=6, max_length=500, json_schema_extra=_PREFIX)] | None = Field(
         None,
         description="`s3://bucket/prefix/` that your tenant may write to; left out: the installation's own store",
         examples=["s3://exports/2026/"],

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from api.ids import FileId
-from api.schemas.base import Answer, Id, Metadata, Moment, Request
+from api.schemas.base import BUCKET, Answer, Id, Metadata, Moment, Request
 from api.schemas.exports import ExportRequest
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
@@ -18,12 +18,11 @@ PRIORITIES = {"interactive": JobPriority.INTERACTIVE, "normal": JobPriority.NORM
 Priority = Literal["interactive", "normal", "bulk"]
 
 # For the contract's readers: what refuses a URL (`steps.access`) says better what to change than a pattern could.
-_BUCKET = "s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/"
 _KEY = r"[^/\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*"
 _FILE = "file-[0-9a-f]{32}"
-_ANY_MEDIUM = {"pattern": rf"^(?:{_BUCKET}{_KEY}|https://\S+|{_FILE})$"}
-_ANY_OBJECT = {"pattern": rf"^(?:{_BUCKET}{_KEY}|{_FILE})$"}
-_ANY_PREFIX = {"pattern": rf"^{_BUCKET}(?:{_KEY})?$"}
+_ANY_MEDIUM = {"pattern": rf"^(?:{BUCKET}{_KEY}|https://\S+|{_FILE})$"}
+_ANY_OBJECT = {"pattern": rf"^(?:{BUCKET}{_KEY}|{_FILE})$"}
+_ANY_PREFIX = {"pattern": rf"^{BUCKET}(?:{_KEY})?$"}
 
 MediaUrl = Annotated[str, Field(min_length=1, max_length=8_192, json_schema_extra=_ANY_MEDIUM)]
 ObjectUrl = Annotated[str, Field(min_length=1, max_length=8_192, json_schema_extra=_ANY_OBJECT)]
