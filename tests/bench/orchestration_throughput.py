@@ -3,12 +3,14 @@
 Both on the same servers, in one run, one after the other: the chain has a Redis result backend, as many prefork
 children for its first task and as many threads for its second as Batchsight has, reads the same picture from S3 in the
 first and does nothing in the second. What Batchsight adds is durability, decoding in a child, and packs. Also: the time
-from submission to claim by the engine of single interactive items on the idle system.
+from submission to claim by the engine of single interactive items on the idle system, and the processor time of both
+sides (idle servers of the other side included).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from api.client import Client
 from deploy.local.stack import SAMPLES_BUCKET, Stack
 from pipelines.store.session import Database
 from tests.bench.orchestration_chain import create_chain_app
+from tests.bench.orchestration_processor import processor_seconds
 from tests.bench.orchestration_stack import Figures, bench, engine_stack, quantiles, write_pictures
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,17 +42,19 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
             client.wait(
                 client.submit("ocr", source=_prefix(write_pictures(stack, "warm", 50)), parameters=_READ).id, timeout=60
             )
-            began = time.monotonic()
+            began, spent = time.monotonic(), processor_seconds(os.getpid())
             job = client.wait(client.submit("ocr", source=_prefix(prefix), parameters=_READ).id, timeout=1_200)
-            ours = time.monotonic() - began
+            ours, our_processor = time.monotonic() - began, processor_seconds(os.getpid()) - spent
             hand_off = quantiles(_hand_offs(client, addresses.database_url, prefix, chosen.singles))
         assert job.counts["succeeded"] == chosen.items, job
-        chain = _chain(stack, chosen.items)
+        chain, chain_processor = _chain(stack, chosen.items)
     return {
         "items": chosen.items,
         "items_a_second": round(chosen.items / ours, 1),
         "chain_items_a_second": round(chosen.items / chain, 1),
         "ratio": round(chain / ours, 3),
+        "processor_ms_an_item": round(1000 * our_processor / chosen.items, 1),
+        "chain_processor_ms_an_item": round(1000 * chain_processor / chosen.items, 1),
         **{f"hand_off_{name}": value for name, value in hand_off.items()},
     }
 
@@ -78,18 +83,18 @@ def _hand_offs(client: Client, database_url: str, prefix: str, count: int) -> li
     return values
 
 
-def _chain(stack: Stack, items: int) -> float:
+def _chain(stack: Stack, items: int) -> tuple[float, float]:
     environment = stack.environment
     keys = [f"load/{number:07d}.png" for number in range(items)]
     with _worker(stack, "first", "prefork", _PROCESSES), _worker(stack, "second", "threads", _SLOTS):
         app = create_chain_app(environment)
         app.send_task("chain.both", (SAMPLES_BUCKET, keys[0])).get(timeout=60)
-        began = time.monotonic()
+        began, spent = time.monotonic(), processor_seconds(os.getpid())
         sent = [app.signature("chain.first", (SAMPLES_BUCKET, key)) | app.signature("chain.second") for key in keys]
         results = [chain.apply_async() for chain in sent]
         for result in results:
             result.get(timeout=600)
-        return time.monotonic() - began
+        return time.monotonic() - began, processor_seconds(os.getpid()) - spent
 
 
 @contextmanager
