@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 
 import migrations
 from deploy.local.servers import ObjectStore, Postgres, Redis
@@ -21,6 +22,13 @@ from pipelines.store.session import Database
 
 _TEMPLATE = "template_migrated"
 _numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_tracebacks() -> None:
+    """structlog's coloured tracebacks draw every local value: seconds where a statement's are many, as no process logs."""
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
 
 @pytest.fixture(scope="session")
