@@ -26,7 +26,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_tracebacks() -> None:
-    """structlog's coloured tracebacks draw every local value: seconds where a statement's are many, as no process logs."""
+    """Coloured tracebacks, the default, draw every local value: ten seconds where a statement's are many."""
     plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], plain])
 
