@@ -13,6 +13,7 @@ from celery import Celery, Task
 from kombu import Exchange, Queue
 
 from pipelines.settings import Settings
+from workers.request import KnowsLoop
 
 Role = Literal["cpu", "gpu", "publisher"]
 
@@ -67,6 +68,7 @@ class _Task(Task):  # type: ignore[type-arg]  # generic in its stubs alone
 def create_app(settings: Settings, role: Role) -> Celery:
     """The application of one process."""
     app: Celery = Celery("batchsight", broker=settings.redis_url, task_cls=_Task)
+    app.steps["consumer"].add(KnowsLoop)
     app.conf.update(_COMMON)
     app.conf.update(_BY_ROLE[role])
     queues = [Queue(name, _EXCHANGE, routing_key=name) for name in QUEUES]

@@ -8,15 +8,20 @@ failed read does: the consumer opens a new one and begins to count anew.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import structlog
+from celery.bootsteps import StartStopStep
 from celery.worker.request import Request
-from kombu.asynchronous import get_event_loop
 
 _log = structlog.get_logger(__name__)
 
 
 class AcknowledgedRequest(Request):
     """Named by `workers.app`."""
+
+    loop: ClassVar[Any] = None
+    """The consumer's event loop. Not kombu's global one: that is forgotten at the first reconnection."""
 
     def acknowledge(self) -> None:
         """Tell Redis that the message is done with. Called in the consumer's loop, or in a thread of the pool."""
@@ -27,9 +32,17 @@ class AcknowledgedRequest(Request):
             self.message.ack()
         except errors as error:
             _log.warning("acknowledgement_lost", error=repr(error))
-            if (loop := get_event_loop()) is not None:
-                loop.call_soon(_raise, error)
+            if self.loop is not None:
+                self.loop.call_soon(_raise, error)
         self.acknowledged = True
+
+
+class KnowsLoop(StartStopStep):
+    """A step of the consumer: tells requests its loop, at the start and at each reconnection."""
+
+    def start(self, parent: Any) -> None:
+        """The consumer has connected."""
+        AcknowledgedRequest.loop = parent.hub
 
 
 def _raise(error: Exception) -> None:
