@@ -3,6 +3,8 @@
 python -m tests.demo_model train                     hours on two cores; resumes where it was stopped
 python -m tests.demo_model export CHECKPOINT          writes the last save in the original layout
 python -m tests.demo_model evaluate CHECKPOINT        scores a checkpoint on held-out renders
+python -m tests.demo_model check                      scores the last save on a few of them, into the run's curve.jsonl
+python -m tests.demo_model card CHECKPOINT            writes the model card from scores.json, the log and the curve
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import argparse
 import dataclasses
 import json
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from tests.demo_model.card import write_card
+from tests.demo_model.card import reached, write_card
 from tests.demo_model.evaluate import Score, evaluate
 from tests.demo_model.export import write_checkpoint
 from tests.demo_model.run import Plan, default_folder, trained_weights
@@ -49,24 +53,44 @@ def _parser() -> argparse.ArgumentParser:
     scoring.add_argument("--count", type=int, default=24, help="questions in each set")
     scoring.add_argument("--only", default="", help="only sets whose name contains this")
     scoring.add_argument("--json", type=Path, help="also write the scores here")
+    checking = commands.add_parser("check")
+    checking.add_argument("--count", type=int, default=4, help="questions in each set")
+    checking.add_argument("--only", default="", help="only sets whose name contains this")
     writing = commands.add_parser("card")
     writing.add_argument("checkpoint", type=Path)
     writing.add_argument("--seed", type=int, default=Plan.seed)
     return parser
 
 
-def _evaluate(found: argparse.Namespace) -> None:
+def _scores(checkpoint: Path, found: argparse.Namespace) -> list[dict[str, Any]]:
+    """Score a checkpoint folder, printing each set as it is done."""
     scores: list[Score] = []
     print(f"{'set':38} {'measure':8} {'value':>7} {'exact':>7} {'n':>4} {'s':>5}")
-    for score in evaluate(found.checkpoint, count=found.count, device=found.device, only=found.only):
+    for score in evaluate(checkpoint, count=found.count, device=found.device, only=found.only):
         scores.append(score)
         print(
             f"{score.name:38} {score.measure:8} {score.value:7.3f} {score.exact:7.2f} "
             f"{score.count:4d} {score.seconds:5.0f}",
             flush=True,
         )
+    return [dataclasses.asdict(score) for score in scores]
+
+
+def _evaluate(found: argparse.Namespace) -> None:
+    scores = _scores(found.checkpoint, found)
     if found.json:
-        found.json.write_text(json.dumps([dataclasses.asdict(score) for score in scores], indent=2) + "\n")
+        found.json.write_text(json.dumps(scores, indent=2) + "\n")
+
+
+def _check(found: argparse.Namespace) -> None:
+    """Score a copy of the last save: the run goes on meanwhile."""
+    torch.set_num_threads(1)
+    native, shape, progress = trained_weights(Plan(folder=found.folder))
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), native, shape, note="a check")
+        means = reached(_scores(Path(folder), found))
+    with (found.folder / "curve.jsonl").open("a", encoding="utf-8") as curve:
+        curve.write(json.dumps({**progress, "questions": found.count, "means": means}) + "\n")
 
 
 def main() -> None:
@@ -94,6 +118,8 @@ def main() -> None:
         head = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
         write_card(found.checkpoint, found.folder / "log.jsonl", seed=found.seed, commit=commit)
+    elif found.command == "check":
+        _check(found)
     else:
         _evaluate(found)
 

@@ -16,9 +16,14 @@ from tests.demo_model.network import attend, fused, joined_heads, root_mean_squa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a pass gives: the answers' loss and accuracy, the pulls' loss and accuracy, and middle states."""
+    """What a pass gives: the answers' loss and accuracy, the pulls' loss and accuracy, and middle states.
+
+    `hard` is the mean loss of the hardest tenth of the answers' characters: most of a caption follows from its begin,
+    and the few characters that tell one answer from another drown in the mean.
+    """
 
     loss: torch.Tensor
+    hard: torch.Tensor
     right: float
     pull: torch.Tensor
     pulled: float
@@ -130,9 +135,11 @@ def read(
     logits = network.lm_head(final).float()
     wanted = batch.labels[batch.labels != IGNORED]
     right = float((logits.argmax(-1) == wanted).float().mean())
+    losses = F.cross_entropy(logits, wanted, reduction="none")
     pulls = max(1, len(batch.pulls))
     return Reading(
-        loss=F.cross_entropy(logits, wanted),
+        loss=losses.mean(),
+        hard=losses.topk(max(1, len(losses) // 10)).values.mean(),
         right=right,
         pull=pull / pulls,
         pulled=float(hits) / pulls,

@@ -26,14 +26,14 @@ MIXES: tuple[tuple[float, dict[str, float]], ...] = (
     (
         1.0,
         {
-            "line": 0.04,
+            "line": 0.03,
             "few": 0.06,
-            "page": 0.22,
-            "doc2": 0.24,
-            "doc4": 0.12,
-            "doc6": 0.04,
-            "scene": 0.12,
-            "clip": 0.16,
+            "page": 0.24,
+            "doc2": 0.22,
+            "doc4": 0.1,
+            "doc6": 0.03,
+            "scene": 0.14,
+            "clip": 0.18,
         },
     ),
 )
@@ -41,8 +41,8 @@ SIZES = {"line": 10, "few": 9, "page": 8, "doc2": 4, "doc4": 2, "doc6": 1, "scen
 FRAMES = ((8, 0.5), (4, 0.15), (12, 0.05), (16, 0.2), (32, 0.1))
 FRAMES_A_STEP = 16
 TO_VISION = 0.2  # share of the text's gradient that reaches the vision tower
-VISION_SHARE = 0.5  # steps in which the vision tower learns too; they cost two fifths more
-PULL, DENSE, WHERE = 1.0, 0.5, 0.3
+VISION_SHARE = 0.7  # steps in which the vision tower learns too; they cost two fifths more
+PULL, DENSE, WHERE, HARD = 1.0, 0.5, 0.3, 0.5
 
 
 def task_of(draw: random.Random, done: float) -> tuple[str, int]:
@@ -160,7 +160,7 @@ def _scene_step(run: Run, draw: random.Random, *, learn: bool) -> Stats:
     told, told_stats = _told(run, reading, [item.told for item in items])
     where, known = _where(run, reading, batch, tiles=False)
     told_stats |= known
-    loss = reading.loss + PULL * reading.pull + told + WHERE * where
+    loss = reading.loss + HARD * reading.hard + PULL * reading.pull + told + WHERE * where
     if not learn:
         torch.autograd.backward(loss)
         return _stats("scene", reading, told_stats)
@@ -220,13 +220,14 @@ def _clip_step(run: Run, draw: random.Random, frames: int) -> Stats:
     more |= {"place": float(place.detach()), "shift": float(shift.detach())}
     where, known = _where(run, reading, batch, tiles=False)
     more |= known
-    loss = reading.loss + PULL * reading.pull + told + place + 2 * shift + WHERE * where
+    loss = reading.loss + HARD * reading.hard + PULL * reading.pull
+    loss = loss + told + place + 2 * shift + where
     starts = [(n, *start) for n, item in enumerate(items) for start in item.starts]
     if starts:
         begun = torch.tensor(starts, device=run.device)
         states = reading.states[3][begun[:, 0], begun[:, 1]]
         part, more["start"] = cell_loss(run.clip_heads.start, states, begun[:, 2])
-        loss = loss + WHERE * part
+        loss = loss + part
     places = torch.tensor([(n, *place) for n, item in enumerate(items) for place in item.moving])
     if len(places):
         places = places.to(run.device)

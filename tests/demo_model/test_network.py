@@ -56,6 +56,8 @@ def test_the_training_pass_computes_what_the_native_classes_compute() -> None:
     asked = batch.labels != IGNORED
     theirs = F.cross_entropy(logits[asked], batch.labels[asked])
     assert ours.loss.item() == pytest.approx(theirs.item(), abs=1e-5)
+    single = F.cross_entropy(logits[asked], batch.labels[asked], reduction="none")
+    assert ours.hard.item() == pytest.approx(single.max().item(), abs=1e-5)  # of ten characters the worst
 
 
 def test_a_pull_is_the_cross_entropy_of_one_heads_attention() -> None:

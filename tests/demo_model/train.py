@@ -20,7 +20,7 @@ from tests.demo_model.vision_stage import PAGES, SCENES, vision_step
 VISION_THRESHOLD, JOINT_THRESHOLD = 0.7, 0.88  # accuracy a patch at which pages get harder
 JOINT_HOLD = 0.6  # share of the joint stage at the full rate
 WAKING = 80  # steps of a warm start in which only the temporary heads learn
-WARM_RATE = 0.5  # of the rate at the begin of a warm start, from which it falls all the way
+WARM_RATE = 1.0  # of the rate at the begin of a warm start, from which it falls all the way
 VISION_RATE = 0.6  # of the rate, in the joint stage: the tower goes on from where its own stage ended
 
 
