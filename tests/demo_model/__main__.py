@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     writing = commands.add_parser("card")
     writing.add_argument("checkpoint", type=Path)
     writing.add_argument("--seed", type=int, default=Plan.seed)
+    writing.add_argument("--history", type=Path, help="Markdown to put into the card: what else was done")
     return parser
 
 
@@ -117,7 +118,8 @@ def main() -> None:
     elif found.command == "card":
         head = ["git", "rev-parse", "--short", "HEAD"]
         commit = subprocess.run(head, check=True, capture_output=True, text=True).stdout.strip()
-        write_card(found.checkpoint, found.folder / "log.jsonl", seed=found.seed, commit=commit)
+        log = found.folder / "log.jsonl"
+        write_card(found.checkpoint, log, seed=found.seed, commit=commit, history=found.history)
     elif found.command == "check":
         _check(found)
     else:

@@ -45,29 +45,23 @@ Aims that are not met by this file: {missed}
 
 ## How it was made
 
-Seed {seed}. Stage one taught the vision side alone from dense labels (which characters and which thing lie
-in each patch): {vision_samples:,} tiles. Stage two taught both together, with attention pulled to the right
-tokens: {joint_samples:,} samples. Together {minutes:.0f} minutes of wall time on two processor cores that
-other work shared (it got well under half of them in stage two). The schedule follows the clock, so a run on
-another machine gives other weights of the same kind. From nothing:
+{made}
+The schedule follows the clock, so a run on another machine gives other weights of the same kind. From nothing, in one
+command, then the file, its scores and this card:
 
-    python -m tests.demo_model train
+    python -m tests.demo_model train --seed {seed}
     python -m tests.demo_model export deploy/demo/checkpoint
     python -m tests.demo_model evaluate deploy/demo/checkpoint --json deploy/demo/checkpoint/scores.json
     python -m tests.demo_model card deploy/demo/checkpoint
 
-This card was written at commit {commit}. During this run the mix of tasks, the pace of difficulty
-and the middle-layer labels were changed several times between restarts (see the history of
-`tests/demo_model`); the code as it stands is the final state of these choices.
+This card was written at commit {commit}.
+{history}
+Training, as teacher-forced share of right characters and of visual tokens that a linear reader reads right, which says
+less than the table above:
 
-The curve (teacher-forced share of right characters, which says less than the table above):
-
-| samples | pages | 2 tiles | scenes | clips |
-|---|---|---|---|---|
+| samples | pages | 2 tiles | scenes | clips | tokens |
+|---|---|---|---|---|---|
 {curve}
-
-The curve had not flattened when the time was over. What it would take is more of the same, which was not
-tried: `--joint-minutes 600` on two free cores, or a GPU (`--device cuda`, not tried either).
 
 Licence: that of the project. The faces used in training are free (DejaVu, Liberation, Open Sans, Noto).
 """
@@ -116,7 +110,7 @@ def _curve(log: list[dict[str, Any]]) -> str:
     joint = [entry for entry in log if entry["stage"] == "joint" and "page.right" in entry]
     step = max(1, len(joint) // 8)
     picked = joint[::-1][::step][::-1]
-    names = ("page.right", "doc2.right", "scene.right", "clip.right")
+    names = ("page.right", "doc2.right", "scene.right", "clip.right", "page.token")
     rows = []
     for entry in picked:
         cells = [f"{entry[name]:.2f}" if name in entry else "" for name in names]
@@ -124,11 +118,30 @@ def _curve(log: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def write_card(checkpoint: Path, log: Path, *, seed: int, commit: str) -> None:
-    """Write `README.md` into the checkpoint's folder from its `scores.json` and the run's log, and new checksums."""
+def _made(log: list[dict[str, Any]], seed: int) -> str:
+    """Say what the run's stages saw, and for how long; a run that began with a checkpoint has no first stage."""
+    last = {entry["stage"]: entry for entry in log}
+    joint = last["joint"]
+    told = f"Seed {seed}. "
+    if vision := last.get("vision"):
+        told += "Stage one taught the vision side alone from dense labels (which characters and which thing lie in\n"
+        told += f"each patch): {vision['samples']:,} tiles in {vision['seconds'] / 60:.0f} minutes. "
+        told += "Stage two taught both together"
+    else:
+        told += "The run began with an earlier file of this kind and taught vision and decoder together"
+    return (
+        f"{told}, with attention\npulled to the right tokens: {joint['samples']:,} samples in "
+        f"{joint['seconds'] / 60:.0f} minutes of wall time."
+    )
+
+
+def write_card(checkpoint: Path, log: Path, *, seed: int, commit: str, history: Path | None = None) -> None:
+    """Write `README.md` into the checkpoint's folder from its `scores.json` and the run's log, and new checksums.
+
+    `history` is a file in Markdown that tells what else was done to get these weights, put into the card as it is.
+    """
     scores = json.loads((checkpoint / "scores.json").read_text(encoding="utf-8"))
     entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    last = {stage: [e for e in entries if e["stage"] == stage][-1] for stage in ("vision", "joint")}
     weights = (checkpoint / "model.safetensors").stat().st_size / 2
     text = _TEXT.format(
         parameters=weights / 1e6,
@@ -136,9 +149,8 @@ def write_card(checkpoint: Path, log: Path, *, seed: int, commit: str) -> None:
         missed=_missed(scores),
         seed=seed,
         commit=commit,
-        vision_samples=last["vision"]["samples"],
-        joint_samples=last["joint"]["samples"],
-        minutes=(last["vision"]["seconds"] + last["joint"]["seconds"]) / 60,
+        made=_made(entries, seed),
+        history="" if history is None else f"\n{history.read_text(encoding='utf-8').strip()}\n",
         curve=_curve(entries),
     )
     (checkpoint / "README.md").write_text(text, encoding="utf-8")
