@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from openai import OpenAI
 from standardwebhooks import Webhook
 
-from api.client import Client, Conflict, InvalidRequest, NotFound, RateLimited
+from api.client import AsyncClient, Client, Conflict, InvalidRequest, NotFound, RateLimited
 from pipelines.settings import Settings
 from pipelines.store.session import Database
 from tests.api.conftest import Served, add_caller, serving
@@ -184,6 +185,22 @@ def test_a_sample_says_what_the_receiver_said(
     late = http.post(f"/v1/webhook_endpoints/{made.id}/test", params={"wait": 0}).json()
     assert (late["success"], late["status_code"]) == (False, None)
     assert "log of deliveries" in late["error"]
+
+
+def test_the_asynchronous_client_calls_the_same(api: Served, receiver: Receiver) -> None:
+    async def walk() -> str:
+        async with AsyncClient(api.url, api_key=api.caller.key) as client:
+            made = await client.webhooks.create(receiver.url)
+            assert [found.id async for found in client.webhooks.list()] == [made.id]
+            assert (await client.webhooks.test(made.id)).success
+            (delivery,) = [found async for found in client.webhooks.deliveries(made.id)]
+            assert (await client.webhooks.replay(made.id, delivery.id)).event_id == delivery.event_id
+            await client.webhooks.delete(made.id)
+            return str(made.secret)
+
+    with sending(api.settings, api.database):
+        secret = asyncio.run(walk())
+    assert Webhook(secret).verify(receiver.taken[0].body, receiver.taken[0].headers)
 
 
 def test_openai_s_client_manages_endpoints(api: Served, sdk: OpenAI, receiver: Receiver) -> None:
