@@ -80,8 +80,7 @@ async def services(settings: Settings, metrics: Metrics) -> AsyncIterator[Servic
             try:
                 yield made
             finally:
-                for task in made.tasks:
-                    task.cancel()
+                made.stopping.set()
                 await asyncio.gather(*made.tasks, return_exceptions=True)
     finally:
         await limiter.close()

@@ -55,6 +55,7 @@ class Services:
     threads: anyio.CapacityLimiter
     hint_threads: anyio.CapacityLimiter
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def submit_rules(self) -> SubmitRules:
@@ -85,7 +86,10 @@ class Services:
         self.loop.call_soon_threadsafe(self.watch.release)
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do work beside the requests until the server stops; what is undone then must be found again by itself."""
+        """Do work beside the requests that ends soon after `stopping` is set; what is undone must be found again.
+
+        It is not cancelled: asyncio would leave its threads behind, at work on connections that are being closed.
+        """
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -7,6 +7,7 @@ Nobody has to ask: the job's end has left a row, and only the transaction that d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import structlog
 
@@ -27,20 +28,20 @@ _PAUSE = 5.0  # after a failure
 
 
 async def write_forever(services: Services) -> None:
-    """Until it is cancelled."""
-    while True:
+    """Until the server stops."""
+    while not services.stopping.is_set():
         try:
             found = await services.transact(lambda conn: batch_endings.claim(conn, lease=LEASE))
             if found is None:
-                await asyncio.sleep(IDLE)
+                await _pause(services, IDLE)
             else:
                 await services.in_thread(lambda ending=found: write(services, ending))  # type: ignore[misc]  # mypy cannot infer a lambda's default
         except BatchsightError as error:
             _log.warning("batch_output_failed", code=error.code, error=error.message)  # its lease runs out
-            await asyncio.sleep(_PAUSE)
+            await _pause(services, _PAUSE)
         except Exception:  # noqa: BLE001 - a defect in one batch must not end the others' writing; logged each time
             _log.exception("batch_output_raised")
-            await asyncio.sleep(_PAUSE)
+            await _pause(services, _PAUSE)
 
 
 def write(services: Services, ending: BatchEnding) -> None:
@@ -55,6 +56,13 @@ def write(services: Services, ending: BatchEnding) -> None:
         batch_endings.release(conn, ending)
 
 
+async def _pause(services: Services, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(services.stopping.wait(), seconds)
+
+
 def _renew(services: Services, ending: BatchEnding) -> bool:
+    if services.stopping.is_set():
+        return False  # another replica begins anew once the lease has run out
     with services.database.begin() as conn:
         return batch_endings.renew(conn, ending, lease=LEASE)
