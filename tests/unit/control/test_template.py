@@ -38,3 +38,10 @@ def test_a_runs_job_has_its_dates_and_its_deadline() -> None:
     assert job.export.url == "s3://results/2026-01-31/"
     assert job.deadline_at == datetime(2026, 1, 31, 3, 1, tzinfo=UTC)
     assert job.webhook_endpoint_id == FULL.webhook_endpoint_id
+
+
+def test_what_was_not_said_stays_unsaid() -> None:
+    bare = JobTemplate(submission=Submission(kind="chat", parameters={}, source={"type": "none"}))
+    assert JobTemplate.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    assert bare.at(now, fired=now) == bare.submission
