@@ -119,22 +119,33 @@ def replay(
     delivery_id: Annotated[str | None, typer.Argument(metavar="[DELIVERY]", help="One delivery.")] = None,
     *,
     since: Annotated[datetime | None, typer.Option(formats=_TIMES, help="All that failed since then.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Send one delivery's event again, or everything that failed since a time."""
     if (delivery_id is None) == (since is None):
         raise typer.BadParameter("name a delivery, or give --since")
     with client_of(context) as client:
         if delivery_id is not None:
-            output.write_text(client.webhooks.replay(endpoint_id, delivery_id).id)
+            again = client.webhooks.replay(endpoint_id, delivery_id)
+            if as_json:
+                output.write_json(again)
+            else:
+                output.write_text(again.id)
         elif since is not None:
-            output.write_text(str(client.webhooks.replay_failed(endpoint_id, since=since.astimezone())))
+            count = client.webhooks.replay_failed(endpoint_id, since=since.astimezone())
+            if as_json:
+                output.write_json({"replayed": count})
+            else:
+                output.write_text(str(count))
 
 
 @app.command()
-def enable(context: typer.Context, endpoint_id: EndpointId) -> None:
+def enable(context: typer.Context, endpoint_id: EndpointId, *, as_json: AsJson = False) -> None:
     """Send to a disabled endpoint again, from the next event on."""
     with client_of(context) as client:
-        client.webhooks.update(endpoint_id, enabled=True)
+        enabled = client.webhooks.update(endpoint_id, enabled=True)
+    if as_json:
+        output.write_json(enabled)
 
 
 @app.command()
