@@ -183,12 +183,18 @@ def test_the_watchdog_sees_a_stall_and_close_does_not_wait_for_it(bench: Bench) 
 
 def test_a_client_that_vanishes_in_mid_stream_frees_its_pages(engine: LocalEngine) -> None:
     alone = engine.submit(ask(1)).future.result(60)
-    handle = engine.submit(ask(0, params=GenerationParams(max_new_tokens=4000)))
+    gone = threading.Event()
+
+    def held(_text: str) -> None:  # the engine waits: the answer must not be over before its client leaves
+        gone.wait(60)
+
+    handle = engine.submit(ask(0, params=GenerationParams(max_new_tokens=4000)), on_text=held)
     stream = handle.stream()
     assert next(stream)
     neighbour = engine.submit(ask(1))
     del stream
     handle.cancel()
+    gone.set()
     with pytest.raises(RequestCancelled):
         handle.future.result(60)
     assert neighbour.future.result(60).token_ids == alone.token_ids
