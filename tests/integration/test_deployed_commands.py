@@ -26,6 +26,7 @@ SECRETS = {
     "AWS_ACCESS_KEY_ID": "access",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "ALLOWED_BUCKETS": "media",
+    "EXPORT_BUCKETS": "results",
 }
 SERVICES = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text(encoding="utf-8"))["services"]
 
