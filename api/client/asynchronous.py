@@ -28,13 +28,17 @@ from .transport import Address, address, lost_of, reply_of, request_arguments
 T = TypeVar("T")
 
 
-class AsyncFiles:
-    """`client.files`: uploads."""
+class _Calls:
+    """A group of calls that go through one client."""
 
     def __init__(self, client: AsyncClient) -> None:
         self.retry = client.retry
         self.drive = client.drive
         self.iterate = client.iterate
+
+
+class AsyncFiles(_Calls):
+    """`client.files`: uploads."""
 
     upload = awaiting(file_operations.upload)
     get = awaiting(file_operations.file)
@@ -44,13 +48,8 @@ class AsyncFiles:
     download = awaiting(saving.download)
 
 
-class AsyncExports:
+class AsyncExports(_Calls):
     """`client.exports`: results as objects."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = awaiting(exporting.create)
     get = awaiting(exporting.export)
@@ -60,13 +59,8 @@ class AsyncExports:
     content = awaiting(exporting.content)
 
 
-class AsyncSchedules:
+class AsyncSchedules(_Calls):
     """`client.schedules`: jobs that repeat."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = awaiting(schedule_operations.create)
     get = awaiting(schedule_operations.get)
@@ -80,13 +74,8 @@ class AsyncSchedules:
     preview = awaiting(schedule_operations.preview)
 
 
-class AsyncWebhooks:
+class AsyncWebhooks(_Calls):
     """`client.webhooks`: who is told when a job ends."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = awaiting(webhook_operations.create)
     get = awaiting(webhook_operations.get)

@@ -28,13 +28,17 @@ from .transport import Address, address, lost_of, reply_of, request_arguments
 T = TypeVar("T")
 
 
-class Files:
-    """`client.files`: uploads."""
+class _Calls:
+    """A group of calls that go through one client."""
 
     def __init__(self, client: Client) -> None:
         self.retry = client.retry
         self.drive = client.drive
         self.iterate = client.iterate
+
+
+class Files(_Calls):
+    """`client.files`: uploads."""
 
     upload = blocking(file_operations.upload)
     get = blocking(file_operations.file)
@@ -44,13 +48,8 @@ class Files:
     download = blocking(saving.download)
 
 
-class Exports:
+class Exports(_Calls):
     """`client.exports`: results as objects."""
-
-    def __init__(self, client: Client) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = blocking(exporting.create)
     get = blocking(exporting.export)
@@ -60,13 +59,8 @@ class Exports:
     content = blocking(exporting.content)
 
 
-class Schedules:
+class Schedules(_Calls):
     """`client.schedules`: jobs that repeat."""
-
-    def __init__(self, client: Client) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = blocking(schedule_operations.create)
     get = blocking(schedule_operations.get)
@@ -80,13 +74,8 @@ class Schedules:
     preview = blocking(schedule_operations.preview)
 
 
-class Webhooks:
+class Webhooks(_Calls):
     """`client.webhooks`: who is told when a job ends."""
-
-    def __init__(self, client: Client) -> None:
-        self.retry = client.retry
-        self.drive = client.drive
-        self.iterate = client.iterate
 
     create = blocking(webhook_operations.create)
     get = blocking(webhook_operations.get)
