@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from typing import Any
 
 from openai import OpenAI
@@ -69,14 +68,12 @@ class WatchedEngine(FakeEngine):
         super().__init__(options)
         self.asked: list[EngineRequest] = []
         self.handles: list[Handle] = []
-        self.began = threading.Event()
 
     def submit(self, request: EngineRequest, *, on_text: OnText | None = None) -> Handle:
         """As the engine's, noted down."""
         handle = super().submit(request, on_text=on_text)
         self.asked.append(request)
         self.handles.append(handle)
-        self.began.set()
         return handle
 
 

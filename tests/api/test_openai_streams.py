@@ -101,9 +101,11 @@ def test_a_client_that_leaves_frees_the_engines_slot(api: Served, sdk: OpenAI, *
             until(lambda: engine.stats().running == 1)
             stream.close()
         else:
-            asking = threading.Thread(target=_ask_and_leave, args=(api, engine.began))
+            leave = threading.Event()
+            asking = threading.Thread(target=_ask_and_leave, args=(api, leave))
             asking.start()
             until(lambda: engine.stats().running == 1)
+            leave.set()
             asking.join(PATIENCE)
         until(lambda: engine.stats().running == 0)
         assert engine.stats().waiting == 0
@@ -114,8 +116,8 @@ def test_a_client_that_leaves_frees_the_engines_slot(api: Served, sdk: OpenAI, *
             assert client.wait(job.id, timeout=PATIENCE).state == "cancelled"
 
 
-def _ask_and_leave(api: Served, began: threading.Event) -> None:
-    """Close the connection while the engine works: as a user's Ctrl-C, or a proxy's time-out."""
+def _ask_and_leave(api: Served, leave: threading.Event) -> None:
+    """Close the connection when told to, while the engine works: as a user's Ctrl-C, or a proxy's time-out."""
     where = urlsplit(api.url)
     body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Never"}}]}}'.encode()
     with socket.create_connection((str(where.hostname), where.port or 80)) as connection:
@@ -124,4 +126,4 @@ def _ask_and_leave(api: Served, began: threading.Event) -> None:
             + f"Authorization: Bearer {api.caller.key}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        began.wait(PATIENCE)
+        leave.wait(PATIENCE)
