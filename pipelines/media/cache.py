@@ -119,17 +119,29 @@ class DiskCache:
                     file.flush()
                 sha256 = digest.hexdigest()
                 with scratch_errors(), self._evicting() as ledger:
-                    self._make_room(size, ledger)
-                    target = self._path(sha256)
-                    target.parent.mkdir(exist_ok=True)
-                    path.replace(target)
-                found = self.find(sha256)  # pinned before the first lock ends
+                    found = self._settle(path, sha256, size, ledger)
         finally:
             path.unlink(missing_ok=True)
-        if found is None:
-            raise ScratchFull("The worker's scratch cache lost a file that was just written.")
         if name is not None:
             self._remember(name, sha256)
+        return found
+
+    def _settle(self, path: Path, sha256: str, size: int, ledger: BinaryIO) -> CachedFile:
+        """Give a finished file its place and pin it, while nobody can evict.
+
+        A file of this content that is there already stays: others hold their pins on that one, and what took its place
+        could be evicted from under them.
+        """
+        found = self.find(sha256)
+        if found is not None and found.size == size:
+            return found
+        self._make_room(size, ledger)
+        target = self._path(sha256)
+        target.parent.mkdir(exist_ok=True)
+        path.replace(target)
+        found = self.find(sha256)
+        if found is None:
+            raise ScratchFull("Something outside the worker empties its scratch cache; give the worker a folder alone.")
         return found
 
     def _remember(self, name: str, sha256: str) -> None:

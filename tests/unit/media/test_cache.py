@@ -152,8 +152,8 @@ from pathlib import Path
 from pipelines.media.cache import DiskCache
 random.seed(int(sys.argv[1]))
 cache = DiskCache(Path({str(tmp_path)!r}), 50_000)
-for _ in range(150):
-    letter = bytes([random.randrange(40)])
+for _ in range(300):
+    letter = bytes([random.randrange(14)])  # few: the same content is often stored by two at once
     file = cache.store([letter * 5000], name=letter.hex())
     assert file.path.read_bytes() == letter * 5000
     file.pin.close()
@@ -165,6 +165,28 @@ for _ in range(150):
     processes = [subprocess.Popen([sys.executable, "-c", program, str(seed)]) for seed in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert DiskCache(tmp_path, 50_000).size() <= 50_000
+
+
+def test_a_file_stored_again_is_the_one_that_others_have_pinned(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 12_000)
+    first = cache.store([b"a" * 5000])
+    before = first.path.stat().st_ino
+    again = cache.store([b"a" * 5000])
+    assert again.path.stat().st_ino == before
+    again.pin.close()
+    # Still counted once, and still held by the first pin: what fills the cache can't take it.
+    cache.store([b"b" * 5000]).pin.close()
+    cache.store([b"c" * 5000]).pin.close()
+    assert first.path.read_bytes() == b"a" * 5000
+    assert cache.find(first.sha256) is not None
+
+
+def test_a_damaged_file_is_replaced_when_its_content_is_stored_again(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 12_000)
+    file = cache.store([b"a" * 5000])
+    file.pin.close()
+    file.path.write_bytes(b"a" * 100)  # what a machine that lost power can leave
+    assert cache.store([b"a" * 5000]).path.read_bytes() == b"a" * 5000
 
 
 def test_a_full_disk_is_said_so(tmp_path: Path) -> None:
