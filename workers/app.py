@@ -49,6 +49,9 @@ _COMMON: dict[str, Any] = {
     },
 }
 
+_MORE_CONNECTIONS = 16
+"""Connections to Redis beside those of the slots: the consumer's own."""
+
 _BY_ROLE: dict[Role, dict[str, Any]] = {
     "cpu": {
         "worker_max_tasks_per_child": 200,
@@ -71,6 +74,10 @@ def create_app(settings: Settings, role: Role) -> Celery:
     app.steps["consumer"].add(KnowsLoop)
     app.conf.update(_COMMON)
     app.conf.update(_BY_ROLE[role])
+    # Each slot may acknowledge at the same moment, over a connection of its own. kombu's default is 10: the eleventh
+    # acknowledgement would fail as if Redis were gone, and a message that was just being read would go with it.
+    connections = settings.engine_slots + _MORE_CONNECTIONS
+    app.conf.broker_transport_options = {**_COMMON["broker_transport_options"], "max_connections": connections}
     queues = [Queue(name, _EXCHANGE, routing_key=name) for name in QUEUES]
     app.conf.update(
         task_queues=queues,

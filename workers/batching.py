@@ -1,8 +1,8 @@
 """Group commit: many threads hand in one entry each, one thread writes them together.
 
-A gpu worker claims and completes an item a thread; written singly that is one transaction an item. A `Batcher` collects
-what arrives while the previous batch is being written (and no longer than `linger`), so a lone entry waits for nobody
-and a crowd pays for one round trip.
+A gpu worker claims and completes an item a thread; written singly that is one transaction an item. A `Batcher` begins
+no more than one batch in `pace` seconds: a lone entry on an idle worker waits for nobody, and a crowd pays for one
+round trip.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _log = structlog.get_logger(__name__)
 class Batcher(Generic[E, R]):
     """Runs `write(entries) -> results` (one result an entry, in order) on its own thread.
 
+    `pace`: seconds from the begin of one batch to the begin of the next. It bounds what an entry waits.
     An exception of `write` reaches every waiter of that batch. `close` writes what has been handed in, then stops.
     """
 
     def __init__(
-        self, write: Callable[[Sequence[E]], Sequence[R]], *, name: str, most: int = 64, linger: float = 0.002
+        self, write: Callable[[Sequence[E]], Sequence[R]], *, name: str, most: int = 64, pace: float = 0.02
     ) -> None:
         self._write = write
         self._most = most
-        self._linger = linger
+        self._pace = pace
         self._queue: queue.SimpleQueue[tuple[E, Future[R]] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -55,18 +56,20 @@ class Batcher(Generic[E, R]):
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        until = time.monotonic()
         while True:
             first = self._queue.get()
             if first is None:
                 return
-            batch, last = self._collect(first)
+            batch, last = self._collect(first, until)
+            until = time.monotonic() + self._pace
             self._flush(batch)
             if last:
                 return
 
-    def _collect(self, first: tuple[E, Future[R]]) -> tuple[list[tuple[E, Future[R]]], bool]:
+    def _collect(self, first: tuple[E, Future[R]], until: float) -> tuple[list[tuple[E, Future[R]]], bool]:
+        """What is waiting, and what comes until `until`."""
         batch = [first]
-        until = time.monotonic() + self._linger
         while len(batch) < self._most:
             try:
                 entry = self._queue.get(timeout=max(0.0, until - time.monotonic()))

@@ -3,7 +3,8 @@
 A decoder is native code run on hostile bytes: it may crash, hang, or ask for all memory. So it never runs in a worker,
 and never in a fork of one (a fork of a threaded process can deadlock, and keeps credentials in its memory): each call
 goes to a fresh interpreter with an empty environment. `multiprocessing` was rejected too: Celery's prefork children
-may not use it. A child takes `calls_per_child` calls; a spare is started in the background when one goes.
+may not use it. A child takes `calls_per_child` calls, or fewer where it keeps much memory; a spare is started in the
+background when one goes.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ class Decoder:
                 seconds=self.limits.decode_wall_seconds,
                 max_bytes=self.limits.decode_memory_bytes,
             )
-            reusable = header["status"] in {"ok", "error"} and child.calls < self.limits.calls_per_child
+            told_last = header["status"] not in {"ok", "error"} or header.get("last") is True
+            reusable = not told_last and child.calls < self.limits.calls_per_child
         except WireTimeout:
             raise DecodeTimedOut(
                 f"Decoding took longer than {self.limits.decode_wall_seconds:.0f} s and was stopped."

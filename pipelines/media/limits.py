@@ -27,7 +27,9 @@ class MediaLimits:
     decode_cpu_seconds: int = 120  # of one call
     decode_memory_bytes: int = 1_400 * MiB  # address space of one decoder child
     decode_file_bytes: int = 64 * MiB  # largest file that a decoder child may write
-    calls_per_child: int = 200  # then a fresh one takes over, so that leaks in native code stay small
+    # A fresh child takes over after so many calls, or when this one keeps so much: leaks in native code stay small.
+    calls_per_child: int = 2_000
+    child_resident_bytes: int = 400 * MiB
     fetch_seconds: float = 60  # plus a second for each `fetch_bytes_per_second` of the size
     fetch_bytes_per_second: int = 5_000_000
     fetch_idle_seconds: float = 10

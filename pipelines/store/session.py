@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from pipelines.jobs.errors import StoreUnavailable
@@ -24,6 +26,10 @@ STATEMENT_TIMEOUT = 30.0
 
 IDLE_IN_TRANSACTION_TIMEOUT = 10.0
 """Seconds. A process that freezes inside a transaction loses its row locks after so long."""
+
+_TRUSTED_SECONDS = 1.0
+"""A connection that was used so recently is not asked whether it is alive: no server restarts within that time, and a
+question for each transaction is a sixth of what a transaction here costs."""
 
 _KEEPALIVES = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
@@ -108,12 +114,11 @@ class Database:
                 "enable_seqscan": "off",
             }.items()
         )
-        return create_engine(
+        engine = create_engine(
             self._address,
             pool_size=self._pool_size,
             max_overflow=self._pool_size,
             pool_timeout=10,
-            pool_pre_ping=True,
             connect_args={
                 "application_name": self._application_name or "batchsight",
                 "connect_timeout": 5,
@@ -121,3 +126,26 @@ class Database:
                 **_KEEPALIVES,
             },
         )
+        event.listen(engine, "checkin", _note_use)
+        event.listen(engine, "checkout", _ask_whether_alive)
+        return engine
+
+
+def _note_use(_connection: object, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _ask_whether_alive(connection: psycopg.Connection, record: Any, _proxy: object) -> None:
+    """Like SQLAlchemy's own `pool_pre_ping`, but only for what has lain in the pool for a while."""
+    used = record.info.get("used")
+    if used is None or time.monotonic() - used < _TRUSTED_SECONDS:
+        return
+    try:
+        autocommit = connection.autocommit
+        connection.autocommit = True
+        try:
+            connection.execute("")
+        finally:
+            connection.autocommit = autocommit
+    except psycopg.Error as error:
+        raise DisconnectionError("the connection is gone") from error  # the pool takes another

@@ -41,6 +41,15 @@ def test_children_are_reused_and_recycled(picture: Path) -> None:
     assert seen[1] != seen[3]
 
 
+def test_a_child_that_keeps_much_memory_is_recycled_after_its_answer(picture: Path) -> None:
+    with Decoder(MediaLimits(child_resident_bytes=1)) as decoder:
+        seen = []
+        for _ in range(3):
+            decoder.prepare_image(picture, OPTIONS)  # no call is sent to a child that is about to end
+            seen.append(frozenset(children_of(os.getpid())))
+    assert len(set(seen)) == 3
+
+
 def test_threads_share_a_pool(picture: Path, tmp_path: Path) -> None:
     with Decoder(operations=HOSTILE) as decoder, ThreadPoolExecutor(4) as threads:
         bad = hostile(tmp_path, "segfault")

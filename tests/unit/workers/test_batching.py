@@ -39,7 +39,7 @@ def test_an_exception_reaches_every_waiter_of_its_batch_and_the_next_batch_works
             raise MemoryError
         return list(entries)
 
-    batcher: Batcher[int, int] = Batcher(write, name="test", linger=0.05)
+    batcher: Batcher[int, int] = Batcher(write, name="test", pace=0.05)
     try:
         doomed = [batcher.submit(1), batcher.submit(2)]
         for future in doomed:
@@ -51,6 +51,32 @@ def test_an_exception_reaches_every_waiter_of_its_batch_and_the_next_batch_works
         batcher.close()
 
 
+def test_what_comes_soon_after_a_batch_is_one_batch() -> None:
+    sizes: list[int] = []
+
+    def write(entries: Sequence[int]) -> list[int]:
+        sizes.append(len(entries))
+        return list(entries)
+
+    batcher: Batcher[int, int] = Batcher(write, name="test", pace=1.0)
+    try:
+        batcher.submit(1).result(5)  # alone on an idle worker: it waits for nobody
+        for future in [batcher.submit(number) for number in range(2, 12)]:
+            future.result(5)
+    finally:
+        batcher.close()
+    assert sizes == [1, 10]
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    batcher: Batcher[int, int] = Batcher(list, name="test", most=4, pace=3_600.0)
+    try:
+        batcher.submit(0).result(5)
+        assert [f.result(5) for f in [batcher.submit(number) for number in range(4)]] == [0, 1, 2, 3]
+    finally:
+        batcher.close()
+
+
 def test_closing_writes_what_was_handed_in() -> None:
     written: list[int] = []
 
@@ -58,7 +84,7 @@ def test_closing_writes_what_was_handed_in() -> None:
         written.extend(entries)
         return [None] * len(entries)
 
-    batcher: Batcher[int, None] = Batcher(write, name="test", linger=0.5)
+    batcher: Batcher[int, None] = Batcher(write, name="test", pace=0.5)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(batcher.submit, range(20)))
     batcher.close()

@@ -6,7 +6,9 @@ import base64
 import json
 import subprocess
 import sys
+import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +201,28 @@ def test_a_celery_worker_runs_what_was_published(publisher: Publisher, redis_url
         ],
         key=str,
     )
+
+
+def test_all_slots_may_acknowledge_at_the_same_moment(redis_url: str, publisher: Publisher) -> None:
+    slots = 64
+    app: Celery = create_app(Settings(redis_url=redis_url, engine_slots=slots), "gpu")
+    publisher.publish([InferMessage(job_id=JOB, seq=seq, solo=False, interactive=False) for seq in range(slots)])
+    messages: list[Any] = []
+    together = threading.Barrier(slots)
+
+    def acknowledge(message: Any) -> None:
+        with message.channel.conn_or_acquire() as client:
+            client.ping()  # each thread holds a connection of its own
+            together.wait(30)
+        message.ack()
+
+    with app.connection_for_read() as connection, app.amqp.TaskConsumer(connection.channel()) as queue:
+        queue.on_message = messages.append
+        while len(messages) < slots:
+            connection.drain_events(timeout=5)
+        with ThreadPoolExecutor(slots) as threads:
+            list(threads.map(acknowledge, messages))
+        assert all(message.acknowledged for message in messages)
 
 
 def test_the_names_agree_with_the_workers() -> None:
