@@ -46,7 +46,7 @@ Aims that are not met by this file: {missed}
 ## How it was made
 
 {made}
-The schedule follows the clock, so a run on another machine gives other weights of the same kind. From nothing, in one
+The schedule follows the processor's clock, so a run on another machine gives other weights of the same kind. From nothing, in one
 command, then the file, its scores and this card:
 
     python -m tests.demo_model train --seed {seed}
@@ -125,13 +125,13 @@ def _made(log: list[dict[str, Any]], seed: int) -> str:
     told = f"Seed {seed}. "
     if vision := last.get("vision"):
         told += "Stage one taught the vision side alone from dense labels (which characters and which thing lie in\n"
-        told += f"each patch): {vision['samples']:,} tiles in {vision['seconds'] / 60:.0f} minutes. "
+        told += f"each patch): {vision['samples']:,} tiles in {vision['seconds'] / 60:.0f} minutes of processor time. "
         told += "Stage two taught both together"
     else:
         told += "The run began with an earlier file of this kind and taught vision and decoder together"
     return (
         f"{told}, with attention\npulled to the right tokens: {joint['samples']:,} samples in "
-        f"{joint['seconds'] / 60:.0f} minutes of wall time."
+        f"{joint['seconds'] / 60:.0f} minutes of processor time on each of the run's processes."
     )
 
 

@@ -23,10 +23,10 @@ def default_folder() -> Path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run does. Minutes are of training time: a restart goes on where the last save was."""
+    """What a run does. Minutes are of processor time, each rank's: a restart goes on where the last save was."""
 
     folder: Path
-    start: Path | None = None  # a checkpoint folder whose weights the joint stage begins with
+    start: Path | None = None  # a checkpoint folder whose weights the run begins with
     seed: int = 20260
     ranks: int = 2
     vision_minutes: float = 40.0
@@ -41,7 +41,7 @@ class Plan:
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far a stage has come; `seconds` excludes downtime."""
+    """How far a stage has come; `seconds` are of rank 0's processor, so that a busy machine ends no stage early."""
 
     step: int = 0
     samples: int = 0

@@ -56,7 +56,7 @@ def test_the_card_tells_a_warm_start_from_a_run_from_nothing(folder: Path) -> No
     assert "began with an earlier file" in _card(folder, scores)
     log = (folder / "log.jsonl").read_text()
     (folder / "log.jsonl").write_text(json.dumps({"stage": "vision", "samples": 5678, "seconds": 60}) + "\n" + log)
-    assert "5,678 tiles in 1 minutes" in _card(folder, scores)
+    assert "5,678 tiles in 1 minutes of processor time" in _card(folder, scores)
 
 
 def test_what_else_was_done_goes_into_the_card_as_it_is(folder: Path) -> None:

@@ -20,7 +20,7 @@ MOMENT = 0.001  # minutes: one step
 
 @pytest.fixture
 def warm(tmp_path: Path) -> Plan:
-    return Plan(folder=tmp_path / "run", start=CHECKPOINT, ranks=1, joint_minutes=MOMENT)
+    return Plan(folder=tmp_path / "run", start=CHECKPOINT, ranks=1, vision_minutes=0, joint_minutes=MOMENT)
 
 
 def _differing(run: Run, stored: dict[str, torch.Tensor]) -> set[str]:
@@ -46,6 +46,14 @@ def test_the_first_steps_of_a_warm_start_move_only_the_temporary_heads(warm: Pla
     run = Run(warm, rank=0)
     run.load("joint.pt")
     assert not torch.equal(run.heads.token_cell.weight, heads)
+
+
+def test_a_warm_start_may_go_through_both_stages(warm: Plan) -> None:
+    train(dataclasses.replace(warm, vision_minutes=MOMENT))
+    stages = [Run(warm, rank=0).load(name) for name in ("vision.pt", "joint.pt")]
+    assert all(stage is not None and stage.step >= 1 for stage in stages)
+    assert stages[0] is not None
+    assert stages[0].difficulty == warm.vision_difficulty
 
 
 def test_a_run_from_nothing_goes_through_both_stages_and_moves_every_part(tmp_path: Path) -> None:

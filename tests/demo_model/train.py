@@ -84,31 +84,36 @@ def train_vision(run: Run) -> None:
     if stored := run.load("vision.pt"):
         progress = stored
         progress.difficulty = min(progress.difficulty, plan.vision_difficulty)
+    elif plan.start:
+        progress.difficulty = plan.vision_difficulty
     ledger, recent = Ledger(run, "vision"), list[float]()
-    last = saved = time.monotonic()
+    last, saved = time.process_time(), time.monotonic()
     started = progress.step
     while progress.seconds < plan.vision_minutes * 60:
         torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
         draw = random.Random(f"{plan.seed} vision {run.rank} {progress.step}")
+        waking = plan.start is not None and progress.step < WAKING
+        run.network.requires_grad_(not waking)
         stats = vision_step(run, draw, difficulty=progress.difficulty)
         rate = _vision_rate(progress.seconds / (plan.vision_minutes * 60))
         rate *= min(1.0, (progress.step - started + 1) / 30)
-        stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
+        if not waking:
+            stats["norm"] = run.vision.step(plan.adam_rate * rate, plan.muon_rate * rate)
         run.labels.step(plan.adam_rate * rate, 0.0)
         ledger.add(stats)
         recent.append(stats["patch"])
         if progress.difficulty < plan.vision_difficulty:
             _ramp(progress, recent, VISION_THRESHOLD)
-        now = time.monotonic()
+        now = time.process_time()
         progress.step += 1
         progress.samples += (PAGES + SCENES) * plan.ranks
         progress.seconds, progress.difficulty = _agree(run, progress.seconds + now - last, progress.difficulty)
         last = now
         if run.rank == 0 and progress.step % 100 == 0:
             ledger.line(progress, rate)
-        if now - saved > plan.save_seconds:
+        if time.monotonic() - saved > plan.save_seconds:
             run.save("vision.pt", progress)
-            saved = now
+            saved = time.monotonic()
     run.save("vision.pt", progress)
 
 
@@ -128,12 +133,14 @@ def train_joint(run: Run) -> None:
     if stored := run.load("joint.pt"):
         progress = stored
         progress.difficulty = min(progress.difficulty, plan.joint_difficulty)
-    elif plan.start:
-        progress.difficulty = plan.joint_difficulty
-    elif first := run.load("vision.pt"):
-        progress.difficulty = first.difficulty
+    else:
+        first = run.load("vision.pt")
+        if plan.start:
+            progress.difficulty = plan.joint_difficulty
+        elif first:
+            progress.difficulty = first.difficulty
     ledger, recent = Ledger(run, "joint"), list[float]()
-    last = saved = time.monotonic()
+    last, saved = time.process_time(), time.monotonic()
     while progress.seconds < plan.joint_minutes * 60:
         torch.manual_seed(plan.seed + 7 * progress.step + run.rank)
         done = progress.seconds / (plan.joint_minutes * 60)
@@ -157,16 +164,16 @@ def train_joint(run: Run) -> None:
         ledger.add(stats)
         if progress.difficulty < plan.joint_difficulty:
             _ramp(progress, recent, JOINT_THRESHOLD)
-        now = time.monotonic()
+        now = time.process_time()
         progress.step += 1
         progress.samples += plan.ranks * samples_of(task, frames)
         progress.seconds, progress.difficulty = _agree(run, progress.seconds + now - last, progress.difficulty)
         last = now
         if run.rank == 0 and progress.step % 100 == 0:
             ledger.line(progress, rate)
-        if now - saved > plan.save_seconds:
+        if time.monotonic() - saved > plan.save_seconds:
             run.save("joint.pt", progress)
-            saved = now
+            saved = time.monotonic()
     run.save("joint.pt", progress)
 
 
@@ -175,7 +182,7 @@ def _rank(rank: int, plan: Plan, port: int) -> None:
     if plan.ranks > 1:
         distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=plan.ranks)
     run = Run(plan, rank=rank)
-    if plan.start is None:
+    if not run.path("joint.pt").exists():
         train_vision(run)
     train_joint(run)
     if plan.ranks > 1:
