@@ -2,7 +2,8 @@
 
 Both on the same servers, in one run, one after the other: the chain has a Redis result backend, as many prefork
 children for its first task and as many threads for its second as Batchsight has, reads the same picture from S3 in the
-first and does nothing in the second. What Batchsight adds is durability, decoding in a child, and packs. Also: the time
+first and does nothing in the second. What Batchsight adds is durability, decoding in a child, tiles and packs; so the
+chain is measured a second time with the tiles cut in its first task: the same work, without the promise. Also: the time
 from submission to claim by the engine of single interactive items on the idle system, and the processor time of both
 sides (idle servers of the other side included).
 """
@@ -47,14 +48,18 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
             ours, our_processor = time.monotonic() - began, processor_seconds(os.getpid()) - spent
             hand_off = quantiles(_hand_offs(client, addresses.database_url, prefix, chosen.singles))
         assert job.counts["succeeded"] == chosen.items, job
-        chain, chain_processor = _chain(stack, chosen.items)
+        chain, chain_processor = _chain(stack, chosen.items, cut=False)
+        cutting, cutting_processor = _chain(stack, chosen.items, cut=True)
     return {
         "items": chosen.items,
         "items_a_second": round(chosen.items / ours, 1),
         "chain_items_a_second": round(chosen.items / chain, 1),
+        "cutting_chain_items_a_second": round(chosen.items / cutting, 1),
         "ratio": round(chain / ours, 3),
+        "ratio_to_cutting_chain": round(cutting / ours, 3),
         "processor_ms_an_item": round(1000 * our_processor / chosen.items, 1),
         "chain_processor_ms_an_item": round(1000 * chain_processor / chosen.items, 1),
+        "cutting_chain_processor_ms_an_item": round(1000 * cutting_processor / chosen.items, 1),
         **{f"hand_off_{name}": value for name, value in hand_off.items()},
     }
 
@@ -83,14 +88,15 @@ def _hand_offs(client: Client, database_url: str, prefix: str, count: int) -> li
     return values
 
 
-def _chain(stack: Stack, items: int) -> tuple[float, float]:
+def _chain(stack: Stack, items: int, *, cut: bool) -> tuple[float, float]:
     environment = stack.environment
     keys = [f"load/{number:07d}.png" for number in range(items)]
     with _worker(stack, "first", "prefork", _PROCESSES), _worker(stack, "second", "threads", _SLOTS):
         app = create_chain_app(environment)
-        app.send_task("chain.both", (SAMPLES_BUCKET, keys[0])).get(timeout=60)
+        app.send_task("chain.both", (SAMPLES_BUCKET, keys[0]), {"cut": cut}).get(timeout=60)
         began, spent = time.monotonic(), processor_seconds(os.getpid())
-        sent = [app.signature("chain.first", (SAMPLES_BUCKET, key)) | app.signature("chain.second") for key in keys]
+        first = [app.signature("chain.first", (SAMPLES_BUCKET, key), {"cut": cut}) for key in keys]
+        sent = [each | app.signature("chain.second") for each in first]
         results = [chain.apply_async() for chain in sent]
         for result in results:
             result.get(timeout=600)
