@@ -1,6 +1,6 @@
 """One child of a cpu worker: it plans, paginates, prepares and exports, one task at a time.
 
-plan(job)            claim → batches, each committed with its cursor
+plan(job)            claim → batches, each committed with its cursor, until the turn is over
 paginate(job, docs)  room on the disk? → claim → lease → count pages → items
 prepare(job, seqs)   room on the disk? → claim → leases → fetch, decode, cut, store → complete, some items at a time
 export(export)       claim → lease → shards, each committed with its cursor → manifest
@@ -8,6 +8,7 @@ export(export)       claim → lease → shards, each committed with its cursor 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -39,11 +40,15 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class CpuRuntimeOptions:
-    """Times in seconds."""
+    """Times in seconds. `plan_turn`: then a plan that is not done goes to the back of the queue.
+
+    It fills a process that others need too, and Celery stops a task that runs for some minutes (`workers.app`).
+    """
 
     worker: str
     lease_seconds: float
     heartbeat_seconds: float
+    plan_turn: float = 60.0
 
 
 class CpuRuntime:
@@ -85,6 +90,7 @@ class CpuRuntime:
             held = (lease.job_id, lease.attempt)
             if not record_earlier(self._database, spec, lambda conn: self._still_planning(conn, held)):
                 return
+            until = time.monotonic() + self._options.plan_turn
             for batch in batches(spec, lease.cursor, self._plan_tools):
                 with self._database.begin() as conn:
                     renewed = jobs.append_plan(
@@ -93,6 +99,10 @@ class CpuRuntime:
                 if renewed is None:
                     return  # lost or cancelled; whoever has it now goes on from the last committed cursor
                 lease = renewed
+                if not batch.done and time.monotonic() >= until:
+                    with self._database.begin() as conn:
+                        jobs.release_plan(conn, lease)
+                    return
         except StoreUnavailable:
             raise  # nothing can be recorded now; the lease runs out and the plan is resumed
         except BaseException as error:  # noqa: BLE001 - the boundary: recorded, whatever it is

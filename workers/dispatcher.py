@@ -250,9 +250,8 @@ class Process:
         ):
             _lost.labels(of).inc(count)
         _requeued.inc(swept.requeued)
-        self._work.add(Wake.EXPORT)  # retries become due, and nobody says so
-        if swept.requeued:
-            self._work.add(*STAGES)
+        # Retries become due, and nobody says so; a stage that is held would keep the others from being looked at.
+        self._work.add(*STAGES)
 
     def _fire(self) -> None:
         """Its own thread: writing down what a large run has done takes longer than a snapshot may wait."""

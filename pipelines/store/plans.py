@@ -81,9 +81,10 @@ _COUNT_FAILED = text("""
 INSERT INTO job_deltas (job_id, failed, errors) VALUES (:job_id, :failed, CAST(:errors AS jsonb))
 """)
 
+# What moves is trusted again: a plan of hours survives more deaths of its workers than one that dies at one place.
 _ADVANCE = text("""
 UPDATE jobs SET item_count = :item_count, document_count = :document_count, plan_cursor = CAST(:cursor AS jsonb),
-    plan_fails = 0, plan_state = CASE WHEN :done THEN 'done' ELSE plan_state END,
+    plan_fails = 0, plan_losses = 0, plan_state = CASE WHEN :done THEN 'done' ELSE plan_state END,
     plan_lease_until = CASE WHEN :done THEN NULL ELSE now() + make_interval(secs => :lease) END
 WHERE id = :job_id
 """)
@@ -220,7 +221,7 @@ def append_plan(
     }
     conn.execute(_ADVANCE, values)
     wake(conn, Wake.PREPARE, Wake.PAGINATE, *((Wake.ENDED,) if done else ()))
-    return replace(lease, cursor=cursor, item_count=item_count, document_count=document_count, fails=0)
+    return replace(lease, cursor=cursor, item_count=item_count, document_count=document_count, fails=0, losses=0)
 
 
 def fail_plan(conn: Connection, lease: PlanLease, *, code: str, message: str) -> bool:

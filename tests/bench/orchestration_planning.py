@@ -14,8 +14,8 @@ from pathlib import Path
 import psycopg
 
 from api.client import Client
-from deploy.local.stack import SAMPLES_BUCKET, Stack
-from tests.bench.orchestration_stack import Figures, bench, engine_stack
+from deploy.local.stack import SAMPLES_BUCKET
+from tests.bench.orchestration_stack import Figures, bench, engine_stack, peaks
 
 _TABLES = ("documents", "items")
 
@@ -23,9 +23,8 @@ _TABLES = ("documents", "items")
 def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
     """Seconds of both, their ratio, peak resident memory in MiB."""
     with engine_stack(folder, workers=0, environment={"BATCHSIGHT_READY_ITEMS": "1"}) as stack:
-        addresses, supervisor = stack.addresses, stack.supervisor
+        addresses = stack.addresses
         assert addresses is not None
-        assert supervisor is not None
         where = stack.folder / "s3" / "buckets" / SAMPLES_BUCKET / "lists"
         where.mkdir(parents=True)
         with where.joinpath("all.jsonl").open("w", encoding="utf-8") as out:
@@ -35,12 +34,12 @@ def measure(folder: Path, chosen: argparse.Namespace) -> Figures:
         source = {"type": "manifest", "format": "jsonl", "url": f"s3://{SAMPLES_BUCKET}/lists/all.jsonl"}
         with psycopg.connect(addresses.database_url, autocommit=True) as conn:
             with Client(addresses.api_url, api_key=addresses.api_key) as client:
-                before = _peaks(stack)
+                before = peaks(stack)
                 began = time.monotonic()
                 job = client.submit("ocr", source=source)
                 _wait_planned(conn, job.id)
                 ours = time.monotonic() - began
-                after = _peaks(stack)
+                after = peaks(stack)
                 client.cancel(job.id)
             planned = conn.execute("SELECT count(*) FROM items WHERE job_id = %s", (job.id,)).fetchone()
             assert planned == (chosen.lines,)
@@ -78,19 +77,6 @@ def _copy(conn: psycopg.Connection, job_id: str) -> float:
             for part in rows[table]:
                 into.write(part)
     return time.monotonic() - began
-
-
-def _peaks(stack: Stack) -> dict[str, float]:
-    """Peak resident memory in MiB of the api, and of the largest child of the cpu worker."""
-    assert stack.supervisor is not None
-    pids = {role: stack.supervisor.pid(role) for role in ("api", "cpu")}
-    children = Path(f"/proc/{pids['cpu']}/task/{pids['cpu']}/children").read_text(encoding="ascii").split()
-    return {"api": _peak(pids["api"]), "cpu": max(_peak(int(child)) for child in children)}
-
-
-def _peak(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

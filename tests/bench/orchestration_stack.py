@@ -8,6 +8,7 @@ import platform
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,31 @@ def engine_stack(
     return Stack(folder, options, say=lambda _: None)
 
 
-def write_pictures(stack: Stack, folder: str, count: int) -> str:
-    """Distinct pictures of 8×8 pixels in the bucket of samples; their prefix."""
+def write_pictures(stack: Stack, folder: str, count: int, *, first: int = 0) -> str:
+    """Distinct pictures of 8×8 pixels in the bucket of samples; their prefix. `first`: the number of the first one."""
     where = stack.folder / "s3" / "buckets" / SAMPLES_BUCKET / folder
     where.mkdir(parents=True)
-    for number in range(count):
+    for number in range(first, first + count):
         out = BytesIO()
         Image.new("RGB", (8, 8), (number >> 16, number >> 8 & 255, number & 255)).save(out, "PNG")
         where.joinpath(f"{number:07d}.png").write_bytes(out.getvalue())
     return f"s3://{SAMPLES_BUCKET}/{folder}/"
+
+
+def peaks(stack: Stack) -> dict[str, float]:
+    """Peak resident memory in MiB of the api, and of the largest child that the cpu worker has now."""
+    assert stack.supervisor is not None
+    pids = {role: stack.supervisor.pid(role) for role in ("api", "cpu")}
+    children = Path(f"/proc/{pids['cpu']}/task/{pids['cpu']}/children").read_text(encoding="ascii").split()
+    return {"api": _peak(pids["api"]), "cpu": max((_peak(int(child)) for child in children), default=0.0)}
+
+
+def _peak(pid: int) -> float:
+    """0 for a process that is ending: it has no memory any more, or is gone by the time it is read."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)
+    return 0.0
 
 
 def quantiles(values: Sequence[float]) -> dict[str, float]:

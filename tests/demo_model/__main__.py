@@ -37,7 +37,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train")
     training.add_argument(
-        "--from", dest="start", type=Path, help="begin with this checkpoint's weights (--vision-minutes 0: in the joint stage)"
+        "--from",
+        dest="start",
+        type=Path,
+        help="begin with this checkpoint's weights (--vision-minutes 0: in the joint stage)",
     )
     training.add_argument("--seed", type=int, default=Plan.seed)
     training.add_argument("--ranks", type=int, default=Plan.ranks, help="processes that share each step (CPU)")

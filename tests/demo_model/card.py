@@ -46,8 +46,8 @@ Aims that are not met by this file: {missed}
 ## How it was made
 
 {made}
-The schedule follows the processor's clock, so a run on another machine gives other weights of the same kind. From nothing, in one
-command, then the file, its scores and this card:
+The schedule follows the processor's clock, so a run on another machine gives other weights of the same kind.
+From nothing, in one command, then the file, its scores and this card:
 
     python -m tests.demo_model train --seed {seed}
     python -m tests.demo_model export deploy/demo/checkpoint

@@ -20,6 +20,8 @@ import redis
 from pipelines.control import cancel
 from pipelines.control.messages import QueueName
 from pipelines.jobs.models import JobPriority
+from pipelines.jobs.outcomes import Retry
+from pipelines.store import jobs
 from tests.integration.store.world import World
 
 PATIENCE = 30.0
@@ -130,6 +132,23 @@ def test_a_database_that_drops_every_connection_is_found_again(
         world.submitted(world.tenant())
         wait_for(lambda: client.llen(str(QueueName.CPU)) == 3)
     assert process.poll() is None
+
+
+def test_a_plan_that_waits_for_its_retry_is_sent_though_preparing_is_held_back(
+    world: World, processes: Processes, redis_url: str
+) -> None:
+    processes.start(BATCHSIGHT_READY_ITEMS="1")
+    tenant = world.tenant()
+    world.job(tenant, 40)
+    with redis.Redis.from_url(redis_url) as client:
+        wait_for(lambda: client.llen(str(QueueName.CPU)))  # one item may be prepared, the others are held back
+        job = world.submitted(tenant)
+        wait_for(lambda: world.rows("SELECT plan_enqueued_at FROM jobs WHERE id = %(j)s", j=job)[0][0])
+        with world.database.begin() as conn:
+            lease = jobs.claim_plan(conn, job, worker="w", lease=60)
+            assert lease is not None
+            jobs.retry_plan(conn, lease, Retry(code="source_unavailable", message="", delay=1.5))
+        wait_for(lambda: world.rows("SELECT plan_enqueued_at FROM jobs WHERE id = %(j)s", j=job)[0][0])
 
 
 def test_the_settings_can_be_checked_without_any_server() -> None:
