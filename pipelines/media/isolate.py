@@ -42,6 +42,32 @@ from pipelines.media.wire import WireClosed, WireError, WireTimeout, pack_from_w
 _ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package `pipelines`
 _PIPE_BYTES = 1024 * 1024
 _F_SETPIPE_SZ = 1031  # linux/fcntl.h
+_STARVED = 3  # times the limit of a call that may be added to it, where the child had to wait for a processor so long
+
+
+class _Waited:
+    """The time for which a process was ready to run and had no processor, `most` seconds together.
+
+    On a crowded machine it is not the file that takes so long: a page must not fail for good because of its neighbours.
+    """
+
+    def __init__(self, pid: int, *, most: float) -> None:
+        self._path = Path(f"/proc/{pid}/schedstat")
+        self._left = most
+        self._counted = self._seconds()
+
+    def more(self) -> float:
+        """What has come since the last question."""
+        now = self._seconds()
+        given = max(0.0, min(now - self._counted, self._left))
+        self._counted, self._left = now, self._left - given
+        return given
+
+    def _seconds(self) -> float:
+        try:
+            return int(self._path.read_text(encoding="ascii").split()[1]) / 1e9  # kernel: scheduler/sched-stats.rst
+        except (OSError, ValueError, IndexError):
+            return 0.0  # not every system counts it
 
 
 class _Child:
@@ -87,9 +113,10 @@ class _Child:
         self, operation: str, request: dict[str, Any], *, seconds: float, max_bytes: int
     ) -> tuple[dict[str, Any], list[bytearray]]:
         deadline = time.monotonic() + seconds
+        waited = _Waited(self.pid, most=_STARVED * seconds)
         send(self._in.fileno(), {"operation": operation, "request": request})
         self.calls += 1
-        return receive(self._out.fileno(), deadline=deadline, max_bytes=max_bytes)
+        return receive(self._out.fileno(), deadline=deadline, more=waited.more, max_bytes=max_bytes)
 
     def kill(self) -> int:
         """End it, with all it started. The exit status; negative for a signal."""

@@ -7,7 +7,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,31 +44,52 @@ def send(fd: int, header: dict[str, Any], buffers: Sequence[Buffer] = ()) -> Non
         raise WireClosed("the other side has gone") from error
 
 
+class _Patience:
+    """How long is still to be waited: until `deadline`, then for as many seconds as `more` gives, again and again."""
+
+    def __init__(self, deadline: float, more: Callable[[], float] | None) -> None:
+        self._deadline = deadline
+        self._more = more
+
+    def left(self) -> float:
+        """Seconds. Raises `WireTimeout`."""
+        while (seconds := self._deadline - time.monotonic()) <= 0:
+            given = self._more() if self._more is not None else 0.0
+            if given <= 0:
+                raise WireTimeout
+            self._deadline += given
+        return seconds
+
+
 def receive(
-    fd: int, *, deadline: float | None = None, max_bytes: int = 1 << 62
+    fd: int, *, deadline: float | None = None, more: Callable[[], float] | None = None, max_bytes: int = 1 << 62
 ) -> tuple[dict[str, Any], list[bytearray]]:
-    """Read one message; `deadline` on the monotonic clock. Raises `WireError`, `WireClosed`, `WireTimeout`."""
-    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, deadline))
+    """Read one message. Raises `WireError`, `WireClosed`, `WireTimeout`.
+
+    `deadline` on the monotonic clock; `more` is asked when it has passed: seconds to add, 0 to give up.
+    """
+    patience = None if deadline is None else _Patience(deadline, more)
+    (length,) = _LENGTH.unpack(_exactly(fd, _LENGTH.size, patience))
     if length > MAX_HEADER_BYTES:
         raise WireError("the header is too long")
     try:
-        header = json.loads(_exactly(fd, length, deadline))
+        header = json.loads(_exactly(fd, length, patience))
         sizes = [int(size) for size in header.pop("sizes")]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WireError("not a message") from error
     if sum(sizes) > max_bytes or min(sizes, default=0) < 0:
         raise WireError("the answer is too long")
-    return header, [_exactly(fd, size, deadline) for size in sizes]
+    return header, [_exactly(fd, size, patience) for size in sizes]
 
 
-def _exactly(fd: int, size: int, deadline: float | None) -> bytearray:
+def _exactly(fd: int, size: int, patience: _Patience | None) -> bytearray:
     buffer = bytearray(size)
     view = memoryview(buffer)
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     while view.nbytes:
-        if deadline is not None and not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise WireTimeout
+        while patience is not None and not poll.poll(patience.left() * 1000):
+            pass
         count = os.readv(fd, [view])
         if count == 0:
             raise WireClosed("the other side has gone")
