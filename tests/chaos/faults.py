@@ -69,13 +69,15 @@ class Faults:
 
     def kill(self, role: str) -> None:
         """`kill -9`; the supervisor starts it again. `hit`: the leases that it held, 1 for who holds none."""
-        held = self._catch(role) if role in WORKERS else 1
-        pid = self._world.pid(role)
-        if self._world.send(role, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGCONT)  # its children go on until the supervisor finds them
-            self._world.await_up(role, but=pid)
-            self.note("kill", role=role, hit=held)
+        while self._world.await_up(role):  # an item that kills its worker may be faster than the blow
+            held = self._catch(role) if role in WORKERS else 1
+            pid = self._world.pid(role)
+            if self._world.send(role, signal.SIGKILL):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGCONT)  # its children go on until the supervisor finds them
+                self._world.await_up(role, but=pid)
+                self.note("kill", role=role, hit=held)
+                return
 
     def kill_leaders(self) -> None:
         """`kill -9` of the dispatcher that leads, and then of the one that took over."""
@@ -188,6 +190,7 @@ class Faults:
     def deploy(self) -> None:
         """SIGTERM to every role, one after the other, each awaited. `hit`: the leases that it had."""
         for role in ("dispatcher-1", "dispatcher-2", "api", *WORKERS):
+            self._world.await_up(role)
             held = claims.held(self._world.database, role) if role in WORKERS else 1
             pid = self._world.pid(role)
             if self._world.send(role, signal.SIGTERM):
