@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Dialect, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -127,7 +128,7 @@ class Database:
             },
         )
         event.listen(engine, "checkin", _note_use)
-        event.listen(engine, "checkout", _ask_whether_alive)
+        event.listen(engine, "checkout", partial(_ask_whether_alive, engine.dialect))
         return engine
 
 
@@ -135,17 +136,12 @@ def _note_use(_connection: object, record: Any) -> None:
     record.info["used"] = time.monotonic()
 
 
-def _ask_whether_alive(connection: psycopg.Connection, record: Any, _proxy: object) -> None:
+def _ask_whether_alive(dialect: Dialect, connection: Any, record: Any, _proxy: object) -> None:
     """Like SQLAlchemy's own `pool_pre_ping`, but only for what has lain in the pool for a while."""
     used = record.info.get("used")
     if used is None or time.monotonic() - used < _TRUSTED_SECONDS:
         return
     try:
-        autocommit = connection.autocommit
-        connection.autocommit = True
-        try:
-            connection.execute("")
-        finally:
-            connection.autocommit = autocommit
+        dialect.do_ping(connection)
     except psycopg.Error as error:
         raise DisconnectionError("the connection is gone") from error  # the pool takes another

@@ -78,8 +78,8 @@ def _vision_rate(done: float) -> float:
     return 1.0 if done < 0.7 else 1.0 - 0.6 * (done - 0.7) / 0.3
 
 
-def train_vision(run: Run) -> None:
-    """Run stage one to its end, from its last save if there is one."""
+def train_vision(run: Run) -> float:
+    """Run stage one to its end, from its last save if there is one; the difficulty that it reached."""
     plan, progress = run.plan, Progress()
     if stored := run.load("vision.pt"):
         progress = stored
@@ -115,6 +115,7 @@ def train_vision(run: Run) -> None:
             run.save("vision.pt", progress)
             saved = time.monotonic()
     run.save("vision.pt", progress)
+    return progress.difficulty
 
 
 def _joint_rate(step: int, done: float) -> float:
@@ -127,18 +128,19 @@ def _warm_rate(step: int, done: float) -> float:
     return WARM_RATE * min(1.0, (step + 1) / 100) * (1.0 - done)
 
 
-def train_joint(run: Run) -> None:
-    """Run stage two to its end, from its last save, or from the end of stage one."""
-    plan, progress = run.plan, Progress()
+def reach_joint(run: Run) -> Progress:
+    """Where stage two goes on: at its last save, or where stage one ends, which is then run first."""
     if stored := run.load("joint.pt"):
-        progress = stored
-        progress.difficulty = min(progress.difficulty, plan.joint_difficulty)
-    else:
-        first = run.load("vision.pt")
-        if plan.start:
-            progress.difficulty = plan.joint_difficulty
-        elif first:
-            progress.difficulty = first.difficulty
+        stored.difficulty = min(stored.difficulty, run.plan.joint_difficulty)
+        return stored
+    # Every rank goes on with the weights it has: rank 0 may still be writing stage one's file when another would look.
+    reached = train_vision(run)
+    return Progress(difficulty=run.plan.joint_difficulty if run.plan.start else reached)
+
+
+def train_joint(run: Run, progress: Progress) -> None:
+    """Run stage two from `progress` to its end."""
+    plan = run.plan
     ledger, recent = Ledger(run, "joint"), list[float]()
     last, saved = time.process_time(), time.monotonic()
     while progress.seconds < plan.joint_minutes * 60:
@@ -182,9 +184,7 @@ def _rank(rank: int, plan: Plan, port: int) -> None:
     if plan.ranks > 1:
         distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=plan.ranks)
     run = Run(plan, rank=rank)
-    if not run.path("joint.pt").exists():
-        train_vision(run)
-    train_joint(run)
+    train_joint(run, reach_joint(run))
     if plan.ranks > 1:
         distributed.destroy_process_group()
 

@@ -11,10 +11,9 @@ from pipelines.jobs.models import MediaRef
 from pipelines.steps.plan import PlanBatch
 from pipelines.store import jobs
 from pipelines.store.plans import PlannedDocument
+from tests.integration.control.cpu import unequipped
 from tests.integration.store.world import World
 from workers import cpu_runtime
-from workers.cpu_runtime import CpuRuntime, CpuRuntimeOptions
-from workers.scratch import ScratchGate
 
 BATCHES = 3
 
@@ -23,20 +22,6 @@ def listing(_spec: object, cursor: Mapping[str, Any] | None, _tools: object) -> 
     for number in range((cursor or {"next": 0})["next"], BATCHES):
         document = PlannedDocument(name=f"{number}.png", media=(MediaRef(url=f"s3://b/{number}.png"),))
         yield PlanBatch(documents=(document,), cursor={"next": number + 1}, done=number == BATCHES - 1)
-
-
-def worker(world: World, *, turn: float) -> CpuRuntime:
-    unused: Any = None  # whoever plans neither prepares nor exports
-    return CpuRuntime(
-        database=world.database,
-        plan_tools=unused,
-        paginate_tools=unused,
-        prepare_tools=unused,
-        export_tools=unused,
-        scratch=ScratchGate(lambda: True, patience=0.0, sleep=lambda _: None),
-        options=CpuRuntimeOptions(worker="w", lease_seconds=60.0, heartbeat_seconds=15.0, plan_turn=turn),
-        close_media=lambda: None,
-    )
 
 
 def plan_of(world: World, job: object) -> Any:
@@ -51,7 +36,7 @@ def _listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_turn_that_is_over_gives_the_plan_back_at_its_cursor(world: World) -> None:
     job = world.submitted(world.tenant())
-    runtime = worker(world, turn=0.0)
+    runtime = unequipped(world, plan_turn=0.0)
     for turn in range(1, BATCHES):
         runtime.plan(job)
         assert tuple(plan_of(world, job)) == ("pending", turn, 0, 0, None, turn)
@@ -64,7 +49,7 @@ def test_a_turn_that_is_over_gives_the_plan_back_at_its_cursor(world: World) -> 
 
 def test_a_plan_within_its_turn_is_done_at_once(world: World) -> None:
     job = world.submitted(world.tenant())
-    worker(world, turn=3_600.0).plan(job)
+    unequipped(world, plan_turn=3_600.0).plan(job)
     assert tuple(plan_of(world, job))[:2] == ("done", 1)
 
 
