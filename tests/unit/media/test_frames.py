@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,11 @@ def test_frames_that_nothing_refers_to_are_skipped_without_changing_a_pixel(clip
     with PyAVReader(clips / "h264-long-gop.mkv") as video:
         *_, after_all = video.read(range(78))
     assert np.array_equal(alone, after_all)
+
+
+def test_making_the_clips_leaves_this_process_its_priority(clips: Path) -> None:
+    assert clips.joinpath("av1.mp4").stat().st_size
+    assert os.sched_getscheduler(0) != os.SCHED_FIFO
 
 
 def test_decord_goes_first_and_pyav_takes_what_it_refuses(clips: Path) -> None:
