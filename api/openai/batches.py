@@ -29,7 +29,6 @@ from pipelines.control import cancel, query
 from pipelines.control.query import JobView
 from pipelines.jobs.batches import batch_end
 from pipelines.jobs.errors import NotFound, RequestTooLarge
-from pipelines.jobs.ids import uuid7
 from pipelines.jobs.models import JobPriority
 from pipelines.jobs.states import ItemState, JobState
 from pipelines.steps.batch_file import ENDPOINT, BatchCheck, check_batch
@@ -172,7 +171,7 @@ def _submission(body: BatchRequest, file_id: uuid.UUID, checked: BatchCheck) -> 
 def _created(
     conn: Connection, services: Services, caller: Principal, submission: Submission, checked: BatchCheck
 ) -> JobView:
-    job_id = submit(conn, caller.tenant, submission, services.submit_rules, job_id=uuid7())
+    job_id = submit(conn, caller.tenant, submission, services.submit_rules).job_id
     if checked.problems:
         lease = jobs.claim_plan(conn, job_id, worker="api", lease=60.0)
         if lease is not None:

@@ -127,9 +127,11 @@ async def _submit(services: Services, asked: Asked, conversation: Conversation, 
         metadata=notes,
         deadline_at=datetime.now(UTC) + _LONGEST,
     )
-    await services.transact(lambda conn: submit(conn, tenant, submission, services.submit_rules, job_id=asked.job_id))
+    rules = services.submit_rules
+    accepted = await services.transact(lambda conn: submit(conn, tenant, submission, rules, job_id=asked.job_id))
     services.metrics.submitted.labels("chat").inc()
-    await services.hint_plan(asked.job_id, interactive=True)
+    if not accepted.planned:
+        await services.hint_plan(asked.job_id, interactive=True)
 
 
 async def _kept(services: Services, caller: Principal, medium: InlineMedium) -> str:

@@ -61,8 +61,8 @@ async def submit_job(
         return JSONResponse((await estimated(services, caller, submission)).model_dump(mode="json"))
 
     def work(conn: Connection) -> Stored:
-        job_id = submit(conn, caller.tenant, submission, services.submit_rules)
-        return Stored(status=202, body=_shown(services, _found(conn, caller, job_id)))
+        new = submit(conn, caller.tenant, submission, services.submit_rules)
+        return Stored(status=202, body=_shown(services, _found(conn, caller, new.job_id)))
 
     stored = await once(services, caller, request, body.model_dump(mode="json"), work)
     if not stored.replayed:
@@ -202,9 +202,10 @@ def submission_of(body: schema.JobRequest) -> Submission:
 
 
 async def hint(services: Services, stored: Stored) -> None:
-    """Tell the workers of a job that has been committed."""
+    """Tell the workers of a job that has been committed and waits to be planned."""
     job = stored.body
-    await services.hint_plan(uuid.UUID(job["id"]), interactive=job["priority"] == "interactive")
+    if job["state"] == JobState.QUEUED:
+        await services.hint_plan(uuid.UUID(job["id"]), interactive=job["priority"] == "interactive")
 
 
 def accepted(stored: Stored) -> Response:

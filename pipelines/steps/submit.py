@@ -21,13 +21,14 @@ from pipelines.control.exports.target import ExportRules
 from pipelines.jobs.errors import BatchsightError, InvalidParameter, MediaNotFound, QuotaExceeded, RequestTooLarge
 from pipelines.jobs.exports import ExportOptions
 from pipelines.jobs.ids import uuid7
-from pipelines.jobs.models import JobPriority
+from pipelines.jobs.models import JobPriority, JobSpec
 from pipelines.kinds import registry
 from pipelines.kinds.base import MediaClass
 from pipelines.kinds.registry import AnyKind
 from pipelines.media.globs import parse_s3
 from pipelines.settings import Settings
 from pipelines.steps.access import AccessRules, S3Address, UploadAddress, allow, parse_url
+from pipelines.steps.plan_at_once import plan_at_once
 from pipelines.store import files, jobs, tenants, webhook_endpoints
 from pipelines.store.tenants import Tenant
 
@@ -73,34 +74,54 @@ class Submission:
     webhook_endpoint_id: uuid.UUID | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A job that stands once the transaction is committed. `planned`: its items stand with it; else it is `queued`."""
+
+    job_id: uuid.UUID
+    planned: bool
+
+
 def submit(
     conn: Connection, tenant: Tenant, submission: Submission, rules: SubmitRules, *, job_id: uuid.UUID | None = None
-) -> uuid.UUID:
-    """Check and insert; the caller's transaction commits. The new job's id (`job_id`, where the caller chose one).
+) -> Accepted:
+    """Check and insert; the caller's transaction commits. The new job (its id is `job_id`, where the caller chose one).
 
     Raises `UnknownKind`, `InvalidParameter`, `SourceForbidden`, `SourceDisabled`, `MediaNotFound`, `RequestTooLarge`,
     `QuotaExceeded` or `ExportForbidden`, each naming the field in `param`.
     """
     kind, parameters = check(conn, tenant, submission, rules)
-    job_id = job_id or uuid7()
-    jobs.insert_job(
-        conn,
-        jobs.NewJob(
-            job_id=job_id,
-            tenant_id=tenant.tenant_id,
-            kind=kind.name,
-            parameters=parameters,
-            source=dict(submission.source),
-            priority=submission.priority,
-            deadline_at=submission.deadline_at,
-            metadata=dict(submission.metadata),
-            webhook_endpoint_id=submission.webhook_endpoint_id,
-        ),
+    new = jobs.NewJob(
+        job_id=job_id or uuid7(),
+        tenant_id=tenant.tenant_id,
+        kind=kind.name,
+        parameters=parameters,
+        source=dict(submission.source),
+        priority=submission.priority,
+        deadline_at=submission.deadline_at,
+        metadata=dict(submission.metadata),
+        webhook_endpoint_id=submission.webhook_endpoint_id,
     )
+    documents = plan_at_once(conn, _spec_of(new), rules.for_tenant(tenant))
+    if documents:
+        jobs.insert_planned(conn, new, documents)
+    else:
+        jobs.insert_job(conn, new)
     if submission.export is not None:
         with _at("export", keep=True):
-            exporting.request(conn, tenant, job_id, submission.export, rules.exports)
-    return job_id
+            exporting.request(conn, tenant, new.job_id, submission.export, rules.exports)
+    return Accepted(job_id=new.job_id, planned=bool(documents))
+
+
+def _spec_of(new: jobs.NewJob) -> JobSpec:
+    return JobSpec(
+        job_id=new.job_id,
+        tenant_id=new.tenant_id,
+        kind=new.kind,
+        parameters=new.parameters,
+        source=new.source,
+        priority=new.priority,
+    )
 
 
 def check(

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, text
 
 from pipelines.jobs.models import Job, JobPriority, JobSpec, JsonObject
-from pipelines.jobs.states import ItemState, JobState, PlanState
+from pipelines.jobs.states import ItemState, JobState, PlanState, roll_up
 from pipelines.store.plans import (
     FailedAtPlan,
     NeedsPaging,
@@ -29,6 +29,7 @@ from pipelines.store.plans import (
     heartbeat_plans,
     release_plan,
     retry_plan,
+    write_documents,
 )
 from pipelines.store.values import Wake, to_json, wake
 
@@ -47,6 +48,7 @@ __all__ = [
     "get_spec",
     "heartbeat_plans",
     "insert_job",
+    "insert_planned",
     "list_jobs",
     "release_plan",
     "retry_plan",
@@ -56,12 +58,15 @@ __all__ = [
 _INSERT = text("""
 WITH job AS (
     INSERT INTO jobs (id, tenant_id, kind, parameters, source, metadata, priority, deadline_at, parent_id,
-        webhook_endpoint_id)
+        webhook_endpoint_id, state, plan_state, item_count, document_count, started_at)
     VALUES (:job_id, :tenant_id, :kind, CAST(:parameters AS jsonb), CAST(:source AS jsonb),
-            CAST(:metadata AS jsonb), :priority, :deadline_at, :parent_id, :webhook_endpoint_id)
-    RETURNING id, tenant_id, state, plan_state
+            CAST(:metadata AS jsonb), :priority, :deadline_at, :parent_id, :webhook_endpoint_id,
+            CAST(:state AS text), CAST(:plan_state AS text), :item_count, :document_count,
+            CASE WHEN CAST(:plan_state AS text) <> 'pending' THEN now() END)
+    RETURNING id, tenant_id, state, plan_state, item_count
 )
-INSERT INTO job_progress (job_id, tenant_id, state, plan_state) SELECT id, tenant_id, state, plan_state FROM job
+INSERT INTO job_progress (job_id, tenant_id, state, plan_state, item_count, counts)
+SELECT id, tenant_id, state, plan_state, item_count, CAST(:counts AS jsonb) FROM job
 """)
 
 _SPEC = text("""
@@ -119,6 +124,27 @@ class NewJob:
 
 def insert_job(conn: Connection, new: NewJob) -> None:
     """Accept a job: `queued`, its plan pending, its first snapshot written, the dispatcher woken at commit."""
+    _insert(conn, new, plan=PlanState.PENDING, documents=0, items=0, unplanned=0)
+    wake(conn, Wake.PLAN)
+
+
+def insert_planned(conn: Connection, new: NewJob, documents: Sequence[PlannedDocument]) -> None:
+    """Accept a job together with its whole plan, in the caller's transaction; the dispatcher is woken at commit.
+
+    Nothing of it has ended, so `documents` are `Single` or `NeedsPaging`; raises `ValueError` for others.
+    """
+    items = sum(isinstance(document.items, Single) for document in documents)
+    unplanned = sum(isinstance(document.items, NeedsPaging) for document in documents)
+    if not documents or items + unplanned != len(documents):
+        raise ValueError("a job is accepted with its plan only where every document of it can run")
+    _insert(conn, new, plan=PlanState.DONE, documents=len(documents), items=items, unplanned=unplanned)
+    write_documents(conn, new.job_id, new.tenant_id, documents)
+    wake(conn, *((Wake.PREPARE,) if items else ()), *((Wake.PAGINATE,) if unplanned else ()))
+
+
+def _insert(conn: Connection, new: NewJob, *, plan: PlanState, documents: int, items: int, unplanned: int) -> None:
+    counts = {ItemState.PENDING: items} if items else {}
+    state = roll_up(plan=plan, unplanned_documents=unplanned, counts=counts, cancel_requested=False)
     values = {
         "job_id": new.job_id,
         "tenant_id": new.tenant_id,
@@ -130,9 +156,13 @@ def insert_job(conn: Connection, new: NewJob) -> None:
         "deadline_at": new.deadline_at,
         "parent_id": new.parent_id,
         "webhook_endpoint_id": new.webhook_endpoint_id,
+        "state": str(state),
+        "plan_state": str(plan),
+        "item_count": items,
+        "document_count": documents,
+        "counts": to_json({str(item_state): n for item_state, n in counts.items()}),
     }
     conn.execute(_INSERT, values)
-    wake(conn, Wake.PLAN)
 
 
 def get_spec(conn: Connection, job_id: uuid.UUID) -> JobSpec | None:

@@ -207,8 +207,8 @@ def append_plan(
         return None
     item_count, document_count = row.item_count, row.document_count
     if documents:
-        item_count = _write(
-            conn, documents, lease.job_id, row.tenant_id, first_doc=document_count, first_seq=item_count
+        item_count = write_documents(
+            conn, lease.job_id, row.tenant_id, documents, first_doc=document_count, first_seq=item_count
         )
         document_count += len(documents)
     values = {
@@ -259,16 +259,19 @@ def _give_back(conn: Connection, lease: PlanLease, *, delay: float, counted: boo
     return returned
 
 
-def _write(
+def write_documents(
     conn: Connection,
-    documents: Sequence[PlannedDocument],
     job_id: uuid.UUID,
     tenant_id: uuid.UUID,
+    documents: Sequence[PlannedDocument],
     *,
-    first_doc: int,
-    first_seq: int,
+    first_doc: int = 0,
+    first_seq: int = 0,
 ) -> int:
-    """COPY the chunk into the staging table, insert from there; the next free seq."""
+    """COPY the documents into the staging table, insert them and their items from there; the next free seq.
+
+    For whoever holds the job's row lock, or inserted the job in this transaction: numbers are not guarded here.
+    """
     conn.exec_driver_sql(_STAGING)
     errors: Counter[str] = Counter()
     raw = conn.connection.driver_connection

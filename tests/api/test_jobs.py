@@ -11,6 +11,7 @@ from tests.api.conftest import Served, add_caller
 
 SOURCE = {"type": "media", "media": [{"url": "s3://scans/a.png"}, {"url": "s3://scans/b.pdf", "id": "b"}]}
 OCR = {"kind": "ocr", "source": SOURCE, "parameters": {"max_tiles": 6}}
+PREFIX = {"type": "prefix", "url": "s3://scans/"}
 
 
 def test_a_submission_is_accepted_with_its_address(http: httpx2.Client) -> None:
@@ -133,7 +134,7 @@ def test_a_list_of_media_is_shortened_in_answers(http: httpx2.Client) -> None:
 def test_the_queue_position_counts_unfinished_jobs_ahead(http: httpx2.Client) -> None:
     first = http.post("/v1/jobs", json=OCR).json()
     second = http.post("/v1/jobs", json=OCR).json()
-    urgent = http.post("/v1/jobs", json={**OCR, "priority": "interactive"}).json()
+    urgent = http.post("/v1/jobs", json={**OCR, "source": PREFIX, "priority": "interactive"}).json()
     position = {
         name: http.get(f"/v1/jobs/{job['id']}").json()["queue_position"]
         for name, job in [("first", first), ("second", second), ("urgent", urgent)]

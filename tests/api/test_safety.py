@@ -127,7 +127,8 @@ def test_a_plan_hint_reaches_the_queue(api: Served, http: httpx2.Client) -> None
     with redis.Redis.from_url(api.settings.redis_url) as broker:
         http.post("/v1/jobs", json=OCR)
         assert broker.llen("cpu") == 1
-        http.post("/v1/jobs", json={**OCR, "priority": "interactive"})
+        listed = {"type": "prefix", "url": "s3://scans/"}
+        http.post("/v1/jobs", json={**OCR, "source": listed, "priority": "interactive"})
         assert broker.llen("cpu.interactive") == 1
 
 

@@ -36,6 +36,7 @@ def main() -> int:
         poison=chosen.poison or max(1, chosen.items // 500),
         killers=chosen.killers or max(1, chosen.items // 5_000),
         engine_seconds=chosen.engine_seconds,
+        asked=max(40, chosen.items // 200),
         pause=chosen.pause or max(0.7, chosen.items / 10_000),
     )
     report = run(plan, folder)

@@ -48,6 +48,7 @@ class PlannedJob:
     parameters: Mapping[str, Any]
     wanted: Mapping[str, Wanted]
     cancelled: bool = False
+    priority: str = "normal"
 
 
 @dataclass
@@ -57,6 +58,28 @@ class Load:
     bucket: Path
     seed: int
     _colours: list[int] = field(default_factory=list)
+
+    def asked(self, count: int) -> list[PlannedJob]:
+        """Interactive jobs of one picture each, to be submitted one after the other."""
+        draw = random.Random(f"{self.seed} asked")
+        folder = self.bucket / "asked"
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs = []
+        for number, value in enumerate(draw.sample(range(1 << 24), count)):
+            colour, name = _colour(value), f"asked-{number:06d}.png"
+            folder.joinpath(name).write_bytes(_png(colour))
+            entry = {"url": f"s3://{self.bucket.name}/asked/{name}", "id": name}
+            job = PlannedJob(
+                label=f"asked-{number}",
+                tenant=number % 2,
+                kind="ocr",
+                source={"type": "media", "media": [entry]},
+                parameters=_READ,
+                wanted={name: Wanted(colour=colour)},
+                priority="interactive",
+            )
+            jobs.append(job)
+        return jobs
 
     def jobs(self, items: int, *, poison: int, killers: int) -> list[PlannedJob]:
         """`items` over six jobs; and one job more that will be cancelled.
@@ -86,8 +109,7 @@ class Load:
         folder.mkdir(parents=True, exist_ok=True)
         wanted: dict[str, Wanted] = {}
         for name in names:
-            value = self._colours.pop()
-            colour = (value >> 16, value >> 8 & 255, value & 255)
+            colour = _colour(self._colours.pop())
             sort = poisons.get(name)
             prompt = f"chaos:{sort} {name}" if sort and number == 1 else f"What is on {name}?"
             wanted[name] = Wanted(colour=colour, code=sorts.get(sort or ""), prompt=prompt)
@@ -123,6 +145,10 @@ def _request(shape: int, url: str, wanted: Mapping[str, Wanted]) -> tuple[str, M
         inline = "\n".join(json.dumps(entry) for entry in entries)
         return "ocr", _READ, {"type": "manifest", "format": "jsonl", "inline": inline}
     return "caption", _ANSWER, {"type": "media", "media": entries}
+
+
+def _colour(value: int) -> tuple[int, int, int]:
+    return value >> 16, value >> 8 & 255, value & 255
 
 
 def _png(colour: tuple[int, int, int]) -> bytes:

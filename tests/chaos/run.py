@@ -35,6 +35,7 @@ class Plan:
     """`kills`: rounds of all faults are made until so many processes were killed, at least one.
 
     `poison`: items of each sort that fails alone; `killers`: items that take an engine worker along, three times each.
+    `asked`: interactive jobs of one picture, submitted one by one while faults are injected.
     `pause`: seconds between faults, on average.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     kills: int = 0
     pause: float = 0.7
     engine_seconds: float = 0.7
+    asked: int = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,9 @@ def run(plan: Plan, folder: Path) -> Report:
     """Run the plan below `folder`, which must be empty."""
     draw = random.Random(plan.seed)
     with World(folder / "stack", engine_seconds=plan.engine_seconds) as world:
-        jobs = Load(world.bucket, plan.seed).jobs(plan.items, poison=plan.poison, killers=plan.killers)
+        load = Load(world.bucket, plan.seed)
+        jobs = load.jobs(plan.items, poison=plan.poison, killers=plan.killers)
+        single = load.asked(plan.asked)
         time.sleep(1.5)  # the server's listings are a second old at most
         meter = _Meter(world)
         faults = Faults(world, draw, folder / "faults.jsonl")
@@ -155,9 +159,13 @@ def run(plan: Plan, folder: Path) -> Report:
         faults.kill("api")
         faults.note("kill_api_during_submit", hit=int(under_way))
         submission.join()
+        harmed = threading.Event()
+        asking = _Aside(lambda: _ask(world, single, accepted, harmed, pause=2 * plan.pause))
         redriven = _Aside(lambda: _redrive(world, accepted, until, faults))
         _cancel(world, accepted, faults)
         _harm(plan, faults, draw, until, over=lambda: _open(world, accepted) == 0)
+        harmed.set()
+        faults.note("asked", hit=asking.join())
         owed = [
             Accepted(label=job.label, job_id=uuid.UUID(answer.id), wanted=job.wanted, cancelled=job.cancelled)
             for job, answer in accepted
@@ -198,9 +206,25 @@ def _submit(world: World, jobs: Sequence[PlannedJob], accepted: list[tuple[Plann
         key = str(uuid.uuid4())
         for _ in range(2):  # asked again under the same key: the same job
             answer = world.clients[job.tenant].submit(
-                job.kind, source=job.source, parameters=job.parameters, idempotency_key=key
+                job.kind, source=job.source, parameters=job.parameters, priority=job.priority, idempotency_key=key
             )
         accepted.append((job, answer))
+
+
+def _ask(
+    world: World,
+    jobs: Sequence[PlannedJob],
+    accepted: list[tuple[PlannedJob, Job]],
+    over: threading.Event,
+    *,
+    pause: float,
+) -> int:
+    """Submit one job after the other until there are no more, or it is over; how many."""
+    for number, job in enumerate(jobs):
+        if over.wait(pause):
+            return number
+        _submit(world, [job], accepted)
+    return len(jobs)
 
 
 def _harm(plan: Plan, faults: Faults, draw: random.Random, until: float, *, over: Callable[[], bool]) -> None:

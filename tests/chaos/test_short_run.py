@@ -18,7 +18,7 @@ ITEMS = 1_500
 FAULTS = {
     *("kill", "kill_api_during_submit", "kill_child", "freeze", "freeze_leader", "sigterm"),
     *("flush_redis", "kill_redis", "restart_postgres", "repeat_messages", "ambiguous_commits"),
-    *("s3_error", "s3_hang", "s3_slow", "s3_truncated", "fill_scratch", "wrong_clock", "cancel", "redrive"),
+    *("s3_error", "s3_hang", "s3_slow", "s3_truncated", "fill_scratch", "wrong_clock", "cancel", "redrive", "asked"),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.jobs.models import MediaRef
 from pipelines.jobs.outcomes import Retry
-from pipelines.store import documents, jobs
+from pipelines.store import documents, jobs, progress
 from pipelines.store.jobs import FailedAtPlan, NeedsPaging, PlannedDocument, Single
 from tests.integration.store.world import LEASE, World
 
@@ -219,3 +219,39 @@ def test_a_document_without_pages_cannot_be_completed(world: World, tenant: uuid
     (claimed,) = world.claim_documents(job, [0])
     with world.database.begin() as conn, pytest.raises(ValueError, match="without pages"):
         documents.complete_document(conn, claimed, pages=0)
+
+
+def test_a_job_accepted_with_its_plan_is_what_planning_would_have_made_of_it(world: World, tenant: uuid.UUID) -> None:
+    planned = [
+        PlannedDocument(name="a", media=(MediaRef(url="s3://b/a"),), overrides={"x": 1}, metadata={"y": 2}),
+        PlannedDocument(name="b", media=(MediaRef(url="s3://b/b"),), items=NeedsPaging()),
+        PlannedDocument(name="c", media=(MediaRef(url="s3://b/c"),)),
+    ]
+    later, at_once = world.job(tenant, 0, planned=planned), uuid.uuid4()
+    with world.database.begin() as conn:
+        progress.fold(conn)
+        new = jobs.NewJob(job_id=at_once, tenant_id=tenant, kind="ocr", parameters={}, source={"type": "none"})
+        jobs.insert_planned(conn, new, planned)
+    for statement in (
+        "SELECT doc, tenant_id, name, media, overrides, metadata, state, pages FROM documents"
+        " WHERE job_id = '{job}' ORDER BY doc",
+        "SELECT seq, tenant_id, doc, page, state, attempt, losses, fails, enqueued_at FROM items"
+        " WHERE job_id = '{job}' ORDER BY seq",
+        "SELECT state, plan_state, item_count, document_count, started_at IS NULL, plan_lease_until FROM jobs"
+        " WHERE id = '{job}'",
+        "SELECT state, plan_state, item_count, counts, errors FROM job_progress WHERE job_id = '{job}'",
+    ):
+        assert world.rows(statement.format(job=at_once)) == world.rows(statement.format(job=later)), statement
+    assert claim(world, at_once) is None
+
+
+@pytest.mark.parametrize(
+    "planned", [[], [PlannedDocument(name="a", media=(), items=FailedAtPlan(code="x", message="x"))]]
+)
+def test_a_job_is_not_accepted_with_a_plan_that_ends_something(
+    world: World, tenant: uuid.UUID, planned: list[PlannedDocument]
+) -> None:
+    new = jobs.NewJob(job_id=uuid.uuid4(), tenant_id=tenant, kind="ocr", parameters={}, source={"type": "none"})
+    with pytest.raises(ValueError, match="every document"), world.database.begin() as conn:
+        jobs.insert_planned(conn, new, planned)
+    assert world.rows("SELECT 1 FROM jobs") == []
