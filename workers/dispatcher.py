@@ -37,6 +37,7 @@ from pipelines.store.leader import Epoch, LeaderLost
 from pipelines.store.session import Database
 from pipelines.store.values import DISPATCH_CHANNEL, Wake
 from workers.health import HealthServer
+from workers.heap import settle_heap
 from workers.publish import Publisher
 from workers.wakeups import WakeUps
 from workers.watch import Watch
@@ -123,6 +124,7 @@ class Process:
         ]
         for thread in threads:
             thread.start()
+        settle_heap()
         _log.info("dispatcher_ready")
         while not self._stop.wait(1.0):
             _contact.set(time.monotonic() - self._leadership.contact)

@@ -24,6 +24,7 @@ from pipelines.settings import Settings
 from workers.app import CPU, CPU_INTERACTIVE, GPU, GPU_INTERACTIVE, create_app
 from workers.gpu_runtime import GpuRuntime, run_on_engine_death
 from workers.health import HealthServer
+from workers.heap import settle_heap
 from workers.hints import CancelHints
 from workers.registry import Registration
 from workers.reserved import ReservedSlots
@@ -83,6 +84,7 @@ def run_cpu_worker(
     @signals.worker_process_init.connect(weak=False)
     def build(**_: Any) -> None:
         built.get()
+        settle_heap()
 
     @signals.worker_process_shutdown.connect(weak=False)
     def close(**_: Any) -> None:
@@ -159,6 +161,7 @@ class _GpuWorker:
         run_on_engine_death(engine.healthy, self._engine_died)
         if settings.health_port:
             HealthServer(settings.health_port, engine.healthy, host=settings.health_host)
+        settle_heap()
         _log.info("engine_ready", model=engine.info.model, device=engine.info.device, attention=engine.info.attention)
 
     def ready(self, **_: Any) -> None:

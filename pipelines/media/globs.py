@@ -17,7 +17,8 @@ from pipelines.jobs.errors import InvalidParameter
 MAX_KEY_BYTES = 1024  # S3's own limit
 MAX_ALTERNATIVES = 64
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")  # and lone surrogates, which no UTF-8 holds
+_DOTS = re.compile(r"(?:^|/)\.\.?(?:/|\Z)")
 _MAGIC = re.compile(r"[*?\[{]")
 
 
@@ -72,11 +73,11 @@ def check_object_key(key: str, *, empty: bool = False) -> str:
     """The key of anybody's object, when it is a sane one. Raises `InvalidParameter`."""
     if not key and not empty:
         raise InvalidParameter("The address names no object in the bucket.", param="url")
-    if len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
+    if len(key) > MAX_KEY_BYTES or len(key.encode("utf-8", "surrogatepass")) > MAX_KEY_BYTES:
         raise InvalidParameter(f"The key is longer than {MAX_KEY_BYTES} bytes.", param="url")
-    if _CONTROL.search(key) or any("\ud800" <= character <= "\udfff" for character in key):
+    if _CONTROL.search(key):
         raise InvalidParameter("The key holds control characters.", param="url")
-    if any(part in {".", ".."} for part in key.split("/")):
+    if _DOTS.search(key):
         raise InvalidParameter("The key must not hold `.` or `..` as a part.", param="url")
     return key
 

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -285,7 +284,9 @@ class _Planner:
 def class_of_name(name: str) -> MediaClass | str | None:
     """What a name promises: a media class, another known ending (`"other"`), or nothing."""
     path = urlsplit(name).path if "://" in name else name
-    suffix = PurePosixPath(path).suffix.lower().removeprefix(".")
+    # As PurePosixPath has it, which takes a third of a plan's time: a leading dot hides a file and begins no ending.
+    stem, _, suffix = path.rstrip("/").rpartition("/")[2].rpartition(".")
+    suffix = suffix.lower() if stem else ""
     if suffix in _IMAGES:
         return MediaClass.IMAGE
     if suffix in _VIDEOS:

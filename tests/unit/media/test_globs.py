@@ -83,6 +83,23 @@ def test_every_printable_key_can_be_named() -> None:
         check_object_key("")
 
 
+@given(key=st.text(alphabet="./a\n\x7f\ud800é", min_size=1, max_size=8))
+def test_a_key_holds_no_dots_as_a_part_no_control_characters_and_nothing_that_utf_8_cannot_say(key: str) -> None:
+    sane = not {".", ".."} & set(key.split("/")) and not {"\n", "\x7f", "\ud800"} & set(key)
+    if sane:
+        assert check_object_key(key) == key
+    else:
+        with pytest.raises(InvalidParameter):
+            check_object_key(key)
+
+
+@pytest.mark.parametrize("key", ["a" * 1025, "é" * 513])
+def test_a_key_longer_than_s3_takes_is_refused(key: str) -> None:
+    assert check_object_key(key[:-1])
+    with pytest.raises(InvalidParameter, match="1024 bytes"):
+        check_object_key(key)
+
+
 def test_braces_expand_in_order() -> None:
     assert expand_braces("{a,b}{1,2}") == ["a1", "a2", "b1", "b2"]
     assert expand_braces("plain") == ["plain"]

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ from pipelines.blobs.base import ObjectStat
 from pipelines.jobs.errors import MediaNotFound, RequestTooLarge, SourceForbidden
 from pipelines.jobs.models import JobPriority, JobSpec
 from pipelines.kinds import registry
+from pipelines.kinds.base import MediaClass
 from pipelines.steps.access import AccessRules, UploadAddress
-from pipelines.steps.plan import PlanTools, batches
+from pipelines.steps.plan import PlanTools, batches, class_of_name
 from pipelines.store.jobs import FailedAtPlan, NeedsPaging, PlannedDocument, Single
 
 FILE = uuid.UUID(int=5)
@@ -200,3 +202,26 @@ def test_all_media_of_a_chat_are_one_item() -> None:
     job = spec({"type": "media", "media": media}, "chat", messages=[{"role": "user", "content": "hi"}])
     (document,) = plan(job, tools())
     assert [ref.url for ref in document.media] == ["s3://mine/a.png", "s3://mine/b.mp4"]
+
+
+@given(parts=st.lists(st.text(alphabet=".aPpNnGg", min_size=1, max_size=7), min_size=1, max_size=3))
+def test_a_name_promises_what_its_ending_says(parts: list[str]) -> None:
+    name = "/".join(part for part in parts if part.strip(".")) or "a"
+    ending = PurePosixPath(name).suffix.lower()
+    assert (class_of_name(name) is MediaClass.IMAGE) == (ending == ".png")
+
+
+@pytest.mark.parametrize(
+    ("name", "promised"),
+    [
+        ("a/b.PDF", MediaClass.DOCUMENT),
+        ("clip.tar.mp4", MediaClass.VIDEO),
+        ("https://host/x.jpg?size=1.mp4", MediaClass.IMAGE),
+        ("notes.txt", "other"),
+        ("a.png/scan", None),
+        (".png", None),
+        ("scan.", None),
+    ],
+)
+def test_names_and_what_they_promise(name: str, promised: MediaClass | str | None) -> None:
+    assert class_of_name(name) == promised
