@@ -19,7 +19,7 @@ from pipelines.store.session import Database
 # `contact` is the last sign of life of who held it. What goes back without a loss or a failure was released by a worker
 # that stops, or its pack was damaged: work done for nothing, too. A pause: for one lease no losses are counted, because
 # the leader or the database was away.
-_TRIGGERS = """
+_NOTES = """
 CREATE TABLE chaos_claims (
     job_id uuid, seq bigint, attempt int, stage text, worker text, claimed timestamptz, contact timestamptz,
     ended timestamptz, how text, code text, PRIMARY KEY (job_id, seq, attempt)
@@ -30,8 +30,6 @@ BEGIN
     INSERT INTO chaos_pauses VALUES (clock_timestamp());
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos_paused AFTER UPDATE ON leader FOR EACH ROW WHEN (NEW.losses_from > OLD.losses_from)
-    EXECUTE FUNCTION chaos_paused();
 CREATE FUNCTION chaos_claimed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO chaos_claims (job_id, seq, attempt, stage, worker, claimed)
@@ -51,11 +49,16 @@ BEGIN
     WHERE job_id = OLD.job_id AND seq = OLD.seq AND attempt = OLD.attempt;
     RETURN NULL;
 END $$;
-CREATE TRIGGER chaos_claimed AFTER UPDATE ON items FOR EACH ROW WHEN (NEW.attempt > OLD.attempt)
-    EXECUTE FUNCTION chaos_claimed();
-CREATE TRIGGER chaos_ended AFTER UPDATE ON items FOR EACH ROW
-    WHEN (OLD.state IN ('preparing', 'inferring') AND NEW.state <> OLD.state) EXECUTE FUNCTION chaos_ended();
 """
+# Each in a transaction of its own: the stack runs, and a transaction with two tables' locks deadlocks with its own.
+_TRIGGERS = (
+    """CREATE TRIGGER chaos_paused AFTER UPDATE ON leader FOR EACH ROW WHEN (NEW.losses_from > OLD.losses_from)
+       EXECUTE FUNCTION chaos_paused()""",
+    """CREATE TRIGGER chaos_claimed AFTER UPDATE ON items FOR EACH ROW WHEN (NEW.attempt > OLD.attempt)
+       EXECUTE FUNCTION chaos_claimed()""",
+    """CREATE TRIGGER chaos_ended AFTER UPDATE ON items FOR EACH ROW
+       WHEN (OLD.state IN ('preparing', 'inferring') AND NEW.state <> OLD.state) EXECUTE FUNCTION chaos_ended()""",
+)
 
 _LEASED = """
 SELECT count(*) FROM items WHERE state IN ('preparing', 'inferring') AND worker LIKE %s
@@ -81,8 +84,9 @@ _RETRIES = "SELECT code, count(*) AS n FROM chaos_claims WHERE how = 'retried' G
 
 def install(database: Database, *, lease: float) -> None:
     """Begin to note."""
-    with database.begin() as conn:
-        conn.exec_driver_sql(_TRIGGERS.replace("{lease}", str(lease)))
+    for statement in (_NOTES.replace("{lease}", str(lease)), *_TRIGGERS):
+        with database.begin() as conn:
+            conn.exec_driver_sql(statement)
 
 
 def held(database: Database, role: str) -> int:

@@ -20,8 +20,10 @@ _TRIGGERS = (
 
 
 def refuse_changes_of_terminal_rows(database: Database) -> None:
-    """Install the triggers; a violation raises in the statement that commits it."""
-    with database.begin() as conn:
-        conn.exec_driver_sql(_FUNCTION)
-        for trigger in _TRIGGERS:
-            conn.exec_driver_sql(trigger)
+    """Install the triggers; a violation raises in the statement that commits it.
+
+    Each in a transaction of its own: a stack may be running, and one that holds two tables' locks deadlocks with it.
+    """
+    for statement in (_FUNCTION, *_TRIGGERS):
+        with database.begin() as conn:
+            conn.exec_driver_sql(statement)
