@@ -155,6 +155,8 @@ def run(plan: Plan, folder: Path) -> Report:
         submission = _Aside(lambda: _submit(world, jobs, accepted))
         while submission.running and not accepted:
             time.sleep(0.005)
+        # Beside the submission of the others: on a busy machine the first job can end before that is over.
+        cancelling = _Aside(lambda: _cancel(world, accepted, faults))
         under_way = submission.running  # some jobs are accepted, the others are not
         faults.kill("api")
         faults.note("kill_api_during_submit", hit=int(under_way))
@@ -162,7 +164,7 @@ def run(plan: Plan, folder: Path) -> Report:
         harmed = threading.Event()
         asking = _Aside(lambda: _ask(world, single, accepted, harmed, pause=2 * plan.pause))
         redriven = _Aside(lambda: _redrive(world, accepted, until, faults))
-        _cancel(world, accepted, faults)
+        cancelling.join()
         _harm(plan, faults, draw, until, over=lambda: _open(world, accepted) == 0)
         harmed.set()
         faults.note("asked", hit=asking.join())
