@@ -11,7 +11,7 @@ from pipelines.jobs.models import JobSpec
 from pipelines.steps.estimate import BATCH, Expected, Listed, expected, listed, whole
 from pipelines.steps.plan import PlanTools
 from pipelines.steps.plan_tools import manifests_of, uploads_of
-from pipelines.steps.submit import Submission, check
+from pipelines.steps.submit import Submission, check, spec_of
 from pipelines.store.tenants import Principal
 
 
@@ -19,16 +19,8 @@ async def estimated(services: Services, caller: Principal, submission: Submissio
     """Check as a submission is checked, list within the bounds, look at what equal jobs have cost. Stores nothing."""
 
     def checked(conn: Connection) -> JobSpec:
-        kind, parameters = check(conn, caller.tenant, submission, services.submit_rules)
-        return JobSpec(
-            job_id=uuid7(),
-            tenant_id=caller.tenant_id,
-            kind=kind.name,
-            parameters=parameters,
-            source=submission.source,
-            priority=submission.priority,
-            allowed_buckets=caller.tenant.allowed_buckets,
-        )
+        _, parameters = check(conn, caller.tenant, submission, services.submit_rules)
+        return spec_of(caller.tenant, submission, parameters, job_id=uuid7())
 
     spec = await services.transact(checked)
     access = services.submit_rules.for_tenant(caller.tenant)

@@ -67,7 +67,9 @@ async def submit_job(
     stored = await once(services, caller, request, body.model_dump(mode="json"), work)
     if not stored.replayed:
         services.metrics.submitted.labels(submission.kind).inc()
-        await hint(services, stored)
+        job = stored.body
+        if job["state"] == JobState.QUEUED:  # it waits to be planned
+            await services.hint_plan(uuid.UUID(job["id"]), interactive=job["priority"] == "interactive")
     return accepted(stored)
 
 
@@ -181,10 +183,7 @@ async def redrive_job(
         child = redrive.create(conn, caller.tenant_id, job_id, codes=codes)
         return Stored(status=202, body=_shown(services, _found(conn, caller, child)))
 
-    stored = await once(services, caller, request, {"codes": codes}, work)
-    if not stored.replayed:
-        await hint(services, stored)
-    return accepted(stored)
+    return accepted(await once(services, caller, request, {"codes": codes}, work))
 
 
 def submission_of(body: schema.JobRequest) -> Submission:
@@ -199,13 +198,6 @@ def submission_of(body: schema.JobRequest) -> Submission:
         export=None if body.export is None else body.export.options(),
         webhook_endpoint_id=body.webhook.endpoint_id if body.webhook else None,
     )
-
-
-async def hint(services: Services, stored: Stored) -> None:
-    """Tell the workers of a job that has been committed and waits to be planned."""
-    job = stored.body
-    if job["state"] == JobState.QUEUED:
-        await services.hint_plan(uuid.UUID(job["id"]), interactive=job["priority"] == "interactive")
 
 
 def accepted(stored: Stored) -> Response:

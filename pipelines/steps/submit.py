@@ -102,7 +102,8 @@ def submit(
         metadata=dict(submission.metadata),
         webhook_endpoint_id=submission.webhook_endpoint_id,
     )
-    documents = plan_at_once(conn, _spec_of(new), rules.for_tenant(tenant))
+    spec = spec_of(tenant, submission, parameters, job_id=new.job_id)
+    documents = plan_at_once(conn, spec, rules.for_tenant(tenant))
     if documents:
         jobs.insert_planned(conn, new, documents)
     else:
@@ -113,14 +114,17 @@ def submit(
     return Accepted(job_id=new.job_id, planned=bool(documents))
 
 
-def _spec_of(new: jobs.NewJob) -> JobSpec:
+def spec_of(tenant: Tenant, submission: Submission, parameters: Mapping[str, Any], *, job_id: uuid.UUID) -> JobSpec:
+    """What PLAN is told of a submission that was checked; `parameters` are those that `check` completed."""
     return JobSpec(
-        job_id=new.job_id,
-        tenant_id=new.tenant_id,
-        kind=new.kind,
-        parameters=new.parameters,
-        source=new.source,
-        priority=new.priority,
+        job_id=job_id,
+        tenant_id=tenant.tenant_id,
+        kind=submission.kind,
+        parameters=parameters,
+        source=submission.source,
+        priority=submission.priority,
+        deadline_at=submission.deadline_at,
+        allowed_buckets=tenant.allowed_buckets,
     )
 
 

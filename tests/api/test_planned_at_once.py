@@ -18,8 +18,8 @@ def media(*entries: dict[str, Any]) -> dict[str, Any]:
     return {"type": "media", "media": list(entries)}
 
 
-def submitted(http: httpx2.Client, source: dict[str, Any], *, kind: str = "ocr", priority: str = "interactive") -> Any:
-    answer = http.post("/v1/jobs", json={"kind": kind, "source": source, "priority": priority})
+def submitted(http: httpx2.Client, source: dict[str, Any], *, priority: str = "interactive") -> Any:
+    answer = http.post("/v1/jobs", json={"kind": "ocr", "source": source, "priority": priority})
     assert answer.status_code == 202, answer.text
     return answer.json()
 
