@@ -6,6 +6,7 @@ The harness's own book-keeping, in tables of its own; the product knows nothing 
 from __future__ import annotations
 
 import statistics
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ LEFT JOIN chaos_claims AS next ON next.job_id = lost.job_id AND next.seq = lost.
 WHERE lost.how = 'lost'
 """
 _ENDINGS = "SELECT coalesce(how, 'open') AS how, count(*) AS n FROM chaos_claims GROUP BY 1"
-_RETRIES = "SELECT code, count(*) AS n FROM chaos_claims WHERE how = 'retried' GROUP BY 1"
+_RETRIES = "SELECT job_id, seq, code FROM chaos_claims WHERE how = 'retried'"
 
 
 def install(database: Database, *, lease: float) -> None:
@@ -116,14 +117,14 @@ def passed(database: Database, role: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """`endings`: claims by how they ended; `retries`: those that ended in a retry, by code.
+    """`endings`: claims by how they ended; `retried`: job, item and code of each that ended in a retry.
 
     Seconds from a lost worker's last sign of life until its items were `in_line` and `claimed` again; the first only
     for those during which nothing kept the leader from counting losses.
     """
 
     endings: dict[str, int]
-    retries: dict[str, int]
+    retried: Sequence[tuple[uuid.UUID, int, str]]
     in_line: Sequence[float]
     claimed: Sequence[float]
 
@@ -141,11 +142,11 @@ def p99(seconds: Sequence[float]) -> float:
 def summary(conn: Connection, *, lease: float) -> Summary:
     """What has been noted; nothing where nothing was installed."""
     if conn.exec_driver_sql("SELECT to_regclass('chaos_claims')").scalar_one() is None:
-        return Summary(endings={}, retries={}, in_line=(), claimed=())
+        return Summary(endings={}, retried=(), in_line=(), claimed=())
     recoveries = conn.exec_driver_sql(_RECOVERIES.replace("{lease}", str(lease))).all()
     return Summary(
         endings={row.how: row.n for row in conn.exec_driver_sql(_ENDINGS)},
-        retries={row.code: row.n for row in conn.exec_driver_sql(_RETRIES)},
+        retried=[(row.job_id, row.seq, row.code) for row in conn.exec_driver_sql(_RETRIES)],
         in_line=[float(row.in_line) for row in recoveries if not row.paused],
         claimed=[float(row.claimed) for row in recoveries if row.claimed is not None],
     )

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
-from pipelines.jobs.outcomes import Succeeded
+from pipelines.jobs.outcomes import Failed, Retry, Succeeded
 from pipelines.media.pack import TilePack
 from pipelines.steps.prepare import media_hash_of
 from pipelines.store import completions
 from pipelines.store.session import Database
+from tests.chaos import claims
 from tests.chaos.celery_control import run_control
 from tests.chaos.ledger import Accepted, Ledger, check
 from tests.chaos.load import Wanted
@@ -50,6 +51,25 @@ def test_without_fencing_the_ledger_does_not_balance(database: Database, monkeyp
     ledger = _late_write(database, second_is_done=False)
     assert ledger.wrong_attempt == 1
     assert ledger.broken
+
+
+@pytest.mark.parametrize(("before", "wrong"), [("internal_error", 0), ("store_unavailable", 1)])
+def test_what_had_to_fail_may_end_with_another_code_only_after_it_failed_with_its_own(
+    database: Database, before: str, wrong: int
+) -> None:
+    claims.install(database, lease=4.0)
+    world = World(database)
+    job = world.job(world.tenant(), 1, ready=True)
+    (item,) = world.claim_ready(job, [0])
+    world.complete((item, Retry(code=before, message="again", delay=0)))
+    (item,) = world.claim_ready(job, [0])
+    world.complete((item, Failed(code="blob_store_unavailable", message="no more")))
+    world.rows("UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = %(job)s RETURNING 1", job=job)
+    world.rows("UPDATE job_progress SET counts = '{\"failed\": 1}' WHERE job_id = %(job)s RETURNING 1", job=job)
+    wanted = {"page 0": Wanted(colour=COLOUR, code="internal_error")}
+    ledger = check(database, [Accepted(label="job", job_id=job, wanted=wanted)], tile=TILE)
+    assert (ledger.wrong_end, len(ledger.broken)) == (wrong, wrong)
+    assert ledger.retries == {before: 1}
 
 
 def _late_write(database: Database, *, second_is_done: bool) -> Ledger:
