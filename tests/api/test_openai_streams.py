@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -116,10 +117,22 @@ def test_a_client_that_leaves_frees_the_engines_slot(api: Served, sdk: OpenAI, *
             assert client.wait(job.id, timeout=PATIENCE).state == "cancelled"
 
 
-def _ask_and_leave(api: Served, leave: threading.Event) -> None:
-    """Close the connection when told to, while the engine works: as a user's Ctrl-C, or a proxy's time-out."""
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_client_that_leaves_before_its_answer_begins_leaves_no_work(api: Served, *, streaming: bool) -> None:
+    leave = threading.Event()
+    leave.set()
+    _ask_and_leave(api, leave, streaming=streaming)
+    with api.client() as client:
+        until(lambda: list(client.jobs(kind="chat")))
+        (job,) = client.jobs(kind="chat")
+        assert client.wait(job.id, timeout=PATIENCE).state == "cancelled"
+
+
+def _ask_and_leave(api: Served, leave: threading.Event, *, streaming: bool = False) -> None:
+    """Close the connection when told to: as a user's Ctrl-C, or a proxy's time-out."""
     where = urlsplit(api.url)
-    body = f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Never"}}]}}'.encode()
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": "Never"}], "stream": streaming}
+    body = json.dumps(asked).encode()
     with socket.create_connection((str(where.hostname), where.port or 80)) as connection:
         connection.sendall(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
