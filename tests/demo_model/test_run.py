@@ -9,13 +9,21 @@ import pytest
 import torch
 
 import deploy.demo
+from deploy.demo.documents import MONO, SANS
 from deploy.demo.layout import Shape
+from tests.demo_model import pages
 from tests.demo_model.export import read_checkpoint, write_checkpoint
 from tests.demo_model.run import Plan, Progress, Run, trained_weights
 from tests.demo_model.train import train
 
 CHECKPOINT = Path(deploy.demo.__file__).parent / "checkpoint"
 MOMENT = 0.001  # minutes: one step
+
+
+@pytest.fixture(autouse=True)
+def bundled_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The faces that come with the project: a machine that only runs the tests need not have the training's others."""
+    monkeypatch.setattr(pages, "FACES", (SANS, MONO))
 
 
 @pytest.fixture
