@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +65,7 @@ def test_what_had_to_fail_may_end_with_another_code_only_after_it_failed_with_it
     world.complete((item, Retry(code=before, message="again", delay=0)))
     (item,) = world.claim_ready(job, [0])
     world.complete((item, Failed(code="blob_store_unavailable", message="no more")))
-    world.rows("UPDATE jobs SET state = 'failed', finished_at = now() WHERE id = %(job)s RETURNING 1", job=job)
-    world.rows("UPDATE job_progress SET counts = '{\"failed\": 1}' WHERE job_id = %(job)s RETURNING 1", job=job)
-    wanted = {"page 0": Wanted(colour=COLOUR, code="internal_error")}
-    ledger = check(database, [Accepted(label="job", job_id=job, wanted=wanted)], tile=TILE)
+    ledger = _ended(world, database, job, "failed", Wanted(colour=COLOUR, code="internal_error"))
     assert (ledger.wrong_end, len(ledger.broken)) == (wrong, wrong)
     assert ledger.retries == {before: 1}
 
@@ -93,7 +91,17 @@ def _late_write(database: Database, *, second_is_done: bool) -> Ledger:
     world.complete((first, answer))
     if not second_is_done:
         world.complete((second, answer))
-    world.rows("UPDATE jobs SET state = 'succeeded', finished_at = now() WHERE id = %(job)s RETURNING 1", job=job)
-    world.rows("UPDATE job_progress SET counts = '{\"succeeded\": 1}' WHERE job_id = %(job)s RETURNING 1", job=job)
-    wanted = {"page 0": Wanted(colour=COLOUR)}
-    return check(database, [Accepted(label="job", job_id=job, wanted=wanted)], tile=TILE)
+    return _ended(world, database, job, "succeeded", Wanted(colour=COLOUR))
+
+
+def _ended(world: World, database: Database, job: uuid.UUID, state: str, wanted: Wanted) -> Ledger:
+    """What the checker says of a job of one item, once the job has ended in `state` as its item did."""
+    world.rows(
+        "UPDATE jobs SET state = %(state)s, finished_at = now() WHERE id = %(job)s RETURNING 1", state=state, job=job
+    )
+    world.rows(
+        "UPDATE job_progress SET counts = jsonb_build_object(%(state)s::text, 1) WHERE job_id = %(job)s RETURNING 1",
+        state=state,
+        job=job,
+    )
+    return check(database, [Accepted(label="job", job_id=job, wanted={"page 0": wanted})], tile=TILE)
